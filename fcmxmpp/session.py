@@ -1,0 +1,376 @@
+"""
+One stream's conversation, for both of its ends.
+
+A L{Session} begins when a stream is logged in and ends with it.  It is a pure
+object: what happens is told to it by method calls (with the time, where time
+matters), and what is to be done is what these return, a list of frozen
+outputs.  It never calls back, sleeps, logs or raises for what the peer did.
+
+Both ends do the same arithmetic.  Each sends messages and waits for the answer
+to each, at most L{WINDOW<fcmxmpp.messages.WINDOW>} of them at a time; each
+answers what it receives, and answers take no place in the window::
+
+                      sends                 waits for     receives and answers
+  APP_SERVER          DownstreamMessage     Ack, Nack     UpstreamMessage, Receipt
+  CONNECTION_SERVER   UpstreamMessage,      UpstreamAck   DownstreamMessage
+                      Receipt
+
+What may happen in which phase (every pair is tested)::
+
+                      OPEN                  DRAINING              CLOSED
+  send                Send                  ValueError            ValueError
+  answer              Send                  Send                  nothing
+  receive a message   Received              Received; as server:  nothing
+                                            NACKed
+  receive an answer   Answered or Foreign   Answered or Foreign   nothing
+  receive draining    DRAINING, Draining    nothing               nothing
+  drain (server)      DRAINING, Send        nothing               nothing
+  lost                CLOSED, Lost          CLOSED, Lost          nothing
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from msgspec import Struct
+
+from fcmxmpp.messages import (
+    WINDOW,
+    Ack,
+    Control,
+    DownstreamMessage,
+    FromAppServer,
+    FromConnectionServer,
+    Nack,
+    Receipt,
+    Unrecognized,
+    UpstreamAck,
+    UpstreamMessage,
+)
+from fcmxmpp.window import Window
+
+
+__all__ = [
+    "Answered",
+    "Dead",
+    "Draining",
+    "Foreign",
+    "Ignored",
+    "KeepAlive",
+    "Lost",
+    "Output",
+    "Phase",
+    "Probe",
+    "Received",
+    "Role",
+    "Send",
+    "Session",
+]
+
+
+class Role(Enum):
+    """
+    Which end of the stream a session speaks for.
+    """
+
+    APP_SERVER = "app server"
+    CONNECTION_SERVER = "connection server"
+
+
+class Phase(Enum):
+    """
+    How far the conversation is.
+    """
+
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+Sendable = DownstreamMessage | UpstreamMessage | Receipt
+Answer = UpstreamAck | Ack | Nack
+_Key = str | tuple[str, str] | None
+
+
+class Send(Struct, frozen=True):
+    """
+    Write this to the stream.
+    """
+
+    message: Sendable | Answer | Control
+
+
+class Received(Struct, frozen=True):
+    """
+    The peer wants this message taken over, and then answered on this stream.
+    """
+
+    message: Sendable
+
+
+class Answered(Struct, frozen=True):
+    """
+    The peer answered a message of ours.
+    """
+
+    message: Sendable
+    answer: Answer
+
+
+class Foreign(Struct, frozen=True):
+    """
+    The peer answered something that is not unanswered on this stream.
+    """
+
+    answer: Answer
+
+
+class Draining(Struct, frozen=True):
+    """
+    The peer will close this stream; nothing new may be sent on it.
+    """
+
+
+class Ignored(Struct, frozen=True):
+    """
+    The peer sent something that this version does not know.
+    """
+
+    message: Unrecognized | Control
+
+
+class Probe(Struct, frozen=True):
+    """
+    The peer has been silent for long: ask it for a sign of life.
+    """
+
+
+class Dead(Struct, frozen=True):
+    """
+    The peer did not answer the probe: give the stream up.
+    """
+
+
+class KeepAlive(Struct, frozen=True):
+    """
+    Write something that means nothing, so that the peer hears us.
+    """
+
+
+class Lost(Struct, frozen=True):
+    """
+    The stream is gone.
+
+    @ivar unanswered: what was sent and not answered, in the order it was sent.
+    """
+
+    unanswered: tuple[Sendable, ...]
+
+
+Output = Send | Received | Answered | Foreign | Draining | Ignored | Probe | Dead | KeepAlive | Lost
+
+
+def _keyOf(message: Sendable) -> _Key:
+    """
+    What the answer to a message will be matched by.
+    """
+    return message.message_id if isinstance(message, DownstreamMessage) else message.key
+
+
+def _keyAnswered(answer: Answer) -> _Key:
+    """
+    What an answer is matched by.
+    """
+    return answer.key if isinstance(answer, UpstreamAck) else answer.message_id
+
+
+class Session:
+    """
+    The conversation on one stream.
+
+    @ivar role: which end this is.
+    @ivar phase: how far it is.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        now: float,
+        *,
+        window: int = WINDOW,
+        quiet: float = 60.0,
+        patience: float = 30.0,
+    ) -> None:
+        """
+        @param now: the time, in seconds on any clock that does not go back;
+            the same clock tells it ever after.
+        @param window: how many messages may be unanswered.
+        @param quiet: seconds of silence after which the app server's end
+            probes its peer; the connection server's end writes a keep-alive
+            as often.
+        @param patience: seconds that a probe may stay without an answer.
+        """
+        self.role = role
+        self.phase = Phase.OPEN
+        self._window: Window[_Key, Sendable] = Window(window)
+        self._quiet = quiet
+        self._patience = patience
+        self._lastHeard = now
+        self._probed: float | None = None
+        self._lastKeepAlive = now
+
+    @property
+    def room(self) -> int:
+        """
+        How many messages may be sent now.
+        """
+        return self._window.room if self.phase is Phase.OPEN else 0
+
+    @property
+    def unanswered(self) -> int:
+        """
+        How many messages have been sent and not answered.
+        """
+        return len(self._window)
+
+    def isUnanswered(self, message: Sendable) -> bool:
+        """
+        Whether this message was sent here and its answer is still to come.
+        """
+        return _keyOf(message) in self._window
+
+    def send(self, message: Sendable) -> list[Output]:
+        """
+        Send a message that wants an answer.
+
+        @raise ValueError: without L{room}, or while a message with the same
+            key is unanswered: a bug of the caller.
+        """
+        if self.phase is not Phase.OPEN:
+            raise ValueError(f"nothing may be sent on a stream that is {self.phase.value}")
+        self._window.add(_keyOf(message), message)
+        return [Send(message)]
+
+    def answer(self, answer: Answer) -> list[Output]:
+        """
+        Answer a message that was received on this stream.
+
+        @return: nothing to do, if the stream is gone; the peer will deliver
+            the message again.
+        """
+        return [] if self.phase is Phase.CLOSED else [Send(answer)]
+
+    def giveUp(self, message_id: str) -> Sendable | None:
+        """
+        Take a message out of the window though no answer came: the peer said
+        by other means that there will be none.
+
+        @return: the message, or None if no such message is unanswered.
+        """
+        return self._window.answer(message_id)
+
+    def receive(self, message: FromConnectionServer | FromAppServer) -> list[Output]:
+        """
+        The peer sent a message.
+        """
+        if self.phase is Phase.CLOSED:
+            return []
+        if isinstance(message, (UpstreamMessage, Receipt)):
+            return [Received(message)]
+        if isinstance(message, (UpstreamAck, Ack, Nack)):
+            return self._answered(message)
+        if isinstance(message, DownstreamMessage):
+            if self.phase is Phase.DRAINING:
+                return [Send(_drainingNack(message))]
+            return [Received(message)]
+        if isinstance(message, Control) and message.draining:
+            return self._peerDrains()
+        return [Ignored(message)]
+
+    def _answered(self, answer: Answer) -> list[Output]:
+        """
+        The peer sent an answer.
+        """
+        message = self._window.answer(_keyAnswered(answer))
+        if message is None:
+            return [Foreign(answer)]
+        outputs: list[Output] = [Answered(message, answer)]
+        if isinstance(answer, Nack) and answer.error == "CONNECTION_DRAINING":
+            # The control message may have been missed, or may come later.
+            outputs = self._peerDrains() + outputs
+        return outputs
+
+    def _peerDrains(self) -> list[Output]:
+        """
+        The peer is about to close the stream.
+        """
+        if self.phase is Phase.DRAINING:
+            return []
+        self.phase = Phase.DRAINING
+        return [Draining()]
+
+    def drain(self) -> list[Output]:
+        """
+        As connection server: announce that this stream will be closed.  From
+        now on new messages are refused; answers are still taken.
+        """
+        if self.phase is not Phase.OPEN:
+            return []
+        self.phase = Phase.DRAINING
+        return [Send(Control(control_type="CONNECTION_DRAINING"))]
+
+    def lost(self) -> list[Output]:
+        """
+        The stream is gone.
+        """
+        if self.phase is Phase.CLOSED:
+            return []
+        self.phase = Phase.CLOSED
+        return [Lost(tuple(self._window.clear()))]
+
+    def heard(self, now: float) -> None:
+        """
+        Bytes came from the peer, be it a single space.
+        """
+        self._lastHeard = now
+        self._probed = None
+
+    @property
+    def wakeAt(self) -> float:
+        """
+        When to call L{wake} next.  It only ever moves later, so a timer that
+        goes off too early may simply be set again.
+        """
+        if self.role is Role.CONNECTION_SERVER:
+            return self._lastKeepAlive + self._quiet
+        if self._probed is not None:
+            return self._probed + self._patience
+        return self._lastHeard + self._quiet
+
+    def wake(self, now: float) -> list[Output]:
+        """
+        Time has passed.
+        """
+        if self.phase is Phase.CLOSED or now < self.wakeAt:
+            return []
+        if self.role is Role.CONNECTION_SERVER:
+            self._lastKeepAlive = now
+            return [KeepAlive()]
+        if self._probed is None:
+            self._probed = now
+            return [Probe()]
+        # No second Dead: give the shell the same patience to act on this one.
+        self._probed = now
+        return [Dead()]
+
+
+def _drainingNack(message: DownstreamMessage) -> Nack:
+    """
+    The answer to a new message on a stream that is being drained.
+    """
+    return Nack(
+        from_=message.to,
+        message_id=message.message_id or "",
+        error="CONNECTION_DRAINING",
+        error_description="Connection is draining; send on another one",
+    )
