@@ -1,0 +1,356 @@
+"""
+The app server's end of one stream: a wokkel subprotocol handler, and the
+observer that acknowledges.
+
+L{FCMClientProtocol} is the shell around a
+L{Session<fcmxmpp.session.Session>}: it turns stanzas into the session's inputs
+and carries out its outputs.  It belongs to one stream for life, and never uses
+C{XMPPHandler.send}, whose queue would replay ACKs on the next stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.words.xish import domish
+from wokkel.subprotocols import XMPPHandler
+from zope.interface import Interface
+
+from fcmxmpp.errors import FCMError, MalformedPayload, Nacked
+from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
+from fcmxmpp.messages import Ack, DownstreamMessage, Nack, UpstreamAck
+from fcmxmpp.payload import decodeFromAppServer, decodeFromConnectionServer
+from fcmxmpp.session import (
+    Answered,
+    Dead,
+    Draining,
+    Foreign,
+    Ignored,
+    Lost,
+    Output,
+    Probe,
+    Received,
+    Role,
+    Send,
+    Session,
+)
+from fcmxmpp.stanza import GCMStanza, GCMStream, answerIQ, clientStanza, parseStanzaError, payloadOf
+
+
+__all__ = ["AckObserver", "FCMClientProtocol", "ISettles"]
+
+_log = Logger()
+
+_PING = b'<iq type="get" id="ping"><ping xmlns="urn:xmpp:ping"/></iq>'
+
+
+class ISettles(Interface):
+    """
+    Whoever sends downstream messages through L{FCMClientProtocol}s, and is
+    told what became of them.
+    """
+
+    def linkReady(protocol: FCMClientProtocol) -> None:
+        """
+        This stream is logged in and can be sent on.
+        """
+
+    def linkDraining(protocol: FCMClientProtocol) -> None:
+        """
+        Nothing new may be sent on this stream.
+        """
+
+    def linkLost(protocol: FCMClientProtocol, unanswered: list[DownstreamMessage]) -> None:
+        """
+        This stream is gone.
+
+        @param unanswered: what was sent on it without an answer, in the order
+            it was sent.
+        """
+
+    def accepted(protocol: FCMClientProtocol, message: DownstreamMessage, ack: Ack) -> None:
+        """
+        The connection server accepted a message; there is room for another.
+        """
+
+    def refused(protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
+        """
+        The connection server refused a message; there is room for another.
+        """
+
+
+class AckObserver:
+    """
+    The end of every incoming message's Deferred chain, and the only code that
+    acknowledges.
+
+    It is a transparent observer: it writes the ACK to the stream that brought
+    the message (or drops it, if that stream is gone; the connection server
+    will deliver the message again) and passes its input through.
+    """
+
+    __slots__ = ("_ack", "_protocol")
+
+    def __init__(self, protocol: FCMClientProtocol, ack: UpstreamAck) -> None:
+        self._protocol = protocol
+        self._ack = ack
+
+    def __call__(self, result: object) -> object:
+        """
+        Somebody has taken responsibility for the message.
+        """
+        self._protocol.acknowledge(self._ack)
+        return result
+
+
+class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
+    """
+    The conversation with a connection server on one stream.
+
+    @ivar session: what has been said on this stream; None before the login.
+    """
+
+    session: Session | None = None
+
+    def __init__(
+        self,
+        responsible: IResponsible,
+        settles: ISettles,
+        clock: IReactorTime,
+        observe: Callable[[AppServerEvent], None] | None = None,
+    ) -> None:
+        """
+        @param responsible: takes over what comes in.
+        @param settles: is told what became of what was sent.
+        @param observe: is told of every ACK.
+        """
+        super().__init__()
+        self._responsible = responsible
+        self._settles = settles
+        self._clock = clock
+        self._observe = observe
+        self._stream: GCMStream | None = None
+        self._timer: IDelayedCall | None = None
+
+    def connectionInitialized(self) -> None:
+        """
+        The stream is logged in.
+        """
+        stream: GCMStream = self.xmlstream
+        self._stream = stream
+        self.session = Session(Role.APP_SERVER, self._clock.seconds())
+        stream.onGCM = self._stanzaReceived
+        stream.onBytes = self._bytesReceived
+        stream.addObserver("/message", self._otherMessageReceived)
+        stream.addObserver("/iq", self._iqReceived)
+        self._setTimer()
+        self._settles.linkReady(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        The stream is gone.
+        """
+        super().connectionLost(reason)
+        self._stream = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.session is not None:
+            self._carryOut(self.session.lost())
+
+    # What comes in.
+
+    def _bytesReceived(self) -> None:
+        """
+        Any byte is a sign of life.
+        """
+        assert self.session is not None
+        self.session.heard(self._clock.seconds())
+
+    def _stanzaReceived(self, stanza: GCMStanza) -> None:
+        """
+        A C{<message>} with a payload came.
+        """
+        assert self.session is not None
+        if stanza.attributes.get("type") == "error":
+            # Without its <error> it says neither what nor why.
+            _log.warn("ignored a stanza error without a condition")
+            return
+        try:
+            message = decodeFromConnectionServer(stanza.text)
+        except MalformedPayload as error:
+            self._malformed(error)
+            return
+        self._carryOut(self.session.receive(message))
+
+    def _malformed(self, error: MalformedPayload) -> None:
+        """
+        A payload came that is no message; put it aside if it has a name.
+        """
+        if error.message_id is None or error.from_ is None:
+            self._responsible.discard(error)
+            return
+        ack = UpstreamAck(to=error.from_, message_id=error.message_id)
+        self._chain(self._responsible.takeMalformed(error), ack)
+
+    def _otherMessageReceived(self, element: domish.Element) -> None:
+        """
+        A C{<message>} that is more, or less, than a payload.
+        """
+        error = parseStanzaError(element)
+        if error is None:
+            stanza = payloadOf(element)
+            if stanza is None:
+                _log.warn("ignored a message stanza without a payload of this protocol")
+            else:
+                self._stanzaReceived(stanza)
+            return
+        _log.warn(
+            "the connection server answered with a stanza error: {code} {condition}",
+            code=error.code,
+            condition=error.condition,
+        )
+        if error.code != 400 and error.condition != "bad-request":
+            # 406: an ACK of ours that came too late; it will be redelivered.
+            return
+        message_id = error.stanzaID or None
+        if error.text is not None:
+            try:
+                message_id = decodeFromAppServer(error.text).message_id
+            except MalformedPayload as malformed:
+                message_id = malformed.message_id or message_id
+        assert self.session is not None
+        message = None if message_id is None else self.session.giveUp(message_id)
+        if isinstance(message, DownstreamMessage) and message_id is not None:
+            self._settles.refused(self, message, Nacked("BAD_REQUEST", message_id))
+
+    def _iqReceived(self, element: domish.Element) -> None:
+        """
+        An IQ came: the answer to our ping, or a request.
+        """
+        answer = answerIQ(element)
+        if answer is not None and self._stream is not None:
+            self._stream.write(answer)
+
+    # What is to be done.
+
+    def _carryOut(self, outputs: list[Output]) -> None:
+        """
+        Do what the session wants done.
+        """
+        for output in outputs:
+            if isinstance(output, Received):
+                message = output.message
+                assert not isinstance(message, DownstreamMessage)
+                self._chain(self._responsible.take(message), message.ack())
+            elif isinstance(output, Send):
+                assert isinstance(output.message, (DownstreamMessage, UpstreamAck))
+                if self._stream is not None:
+                    self._stream.write(clientStanza(output.message))
+            elif isinstance(output, Answered):
+                self._answered(output)
+            elif isinstance(output, Draining):
+                _log.info("the connection server is draining this link")
+                self._settles.linkDraining(self)
+            elif isinstance(output, Lost):
+                unanswered = [m for m in output.unanswered if isinstance(m, DownstreamMessage)]
+                self._settles.linkLost(self, unanswered)
+            elif isinstance(output, Probe):
+                if self._stream is not None:
+                    self._stream.write(_PING)
+            elif isinstance(output, Dead):
+                _log.warn("the connection server is silent; giving this link up")
+                if self._stream is not None:
+                    self._stream.abort()
+            elif isinstance(output, Foreign):
+                _log.info("ignored an answer to no message of this link")
+            elif isinstance(output, Ignored):
+                _log.info("ignored a message of a type that this version does not know")
+
+    def _chain(self, taken: Deferred[None], ack: UpstreamAck) -> None:
+        """
+        Chain the ACK onto whatever takes responsibility.
+        """
+        taken.addCallback(AckObserver(self, ack))
+        taken.addErrback(_notTaken)
+
+    def _answered(self, output: Answered) -> None:
+        """
+        The connection server answered a message.
+        """
+        message, answer = output.message, output.answer
+        assert isinstance(message, DownstreamMessage)
+        if isinstance(answer, Ack):
+            self._settles.accepted(self, message, answer)
+        elif isinstance(answer, Nack):
+            error = Nacked(answer.error, answer.message_id, answer.registration_id)
+            self._settles.refused(self, message, error)
+
+    def acknowledge(self, ack: UpstreamAck) -> None:
+        """
+        Write an ACK to this stream, if it still exists.  For L{AckObserver}.
+        """
+        if self.session is None:
+            return
+        outputs = self.session.answer(ack)
+        self._carryOut(outputs)
+        if outputs and self._observe is not None:
+            self._observe(Acknowledged(ack.message_id, ack.to))
+
+    # What the application sends.
+
+    @property
+    def room(self) -> int:
+        """
+        How many downstream messages may be sent on this stream now.
+        """
+        return 0 if self.session is None else self.session.room
+
+    def sendDownstream(self, message: DownstreamMessage) -> None:
+        """
+        Send a message, for which there has to be L{room}.
+        """
+        assert self.session is not None
+        self._carryOut(self.session.send(message))
+
+    def close(self) -> None:
+        """
+        End the stream.
+        """
+        if self._stream is not None:
+            self._stream.close()
+
+    # Liveness.
+
+    def _setTimer(self) -> None:
+        """
+        Wake the session when it wants it.  One timer a stream: it is not moved
+        when bytes come, it finds out when it goes off.
+        """
+        assert self.session is not None
+        delay = max(0.0, self.session.wakeAt - self._clock.seconds())
+        self._timer = self._clock.callLater(delay, self._wake)
+
+    def _wake(self) -> None:
+        """
+        The session's time has come.
+        """
+        assert self.session is not None
+        self._timer = None
+        outputs = self.session.wake(self._clock.seconds())
+        self._setTimer()
+        self._carryOut(outputs)
+
+
+def _notTaken(failure: Failure) -> None:
+    """
+    The end of a chain that did not come to an ACK.
+    """
+    # What takes responsibility has logged an error of its own already;
+    # anything else is a bug here.
+    if failure.check(FCMError) is None:
+        _log.failure("taking a message over failed", failure)

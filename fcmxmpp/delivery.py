@@ -1,0 +1,483 @@
+"""
+What stands between the links and the application, upstream: de-duplication,
+tries, time-outs, dead letters, and the end.
+
+A message is taken over once, however often and on whichever stream it comes
+in.  L{UpstreamDelivery.take} gives each coming a Deferred of its own; all of
+them fire when the one handling of the message is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import Struct
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from fcmxmpp.errors import HandlerFailed, HandlerTimedOut, HandlerUnavailable, MalformedPayload, Stopped
+from fcmxmpp.interfaces import (
+    AppServerEvent,
+    Arrived,
+    DeadLettered,
+    Handled,
+    HandlingFailed,
+    IReceiptHandler,
+    IResponsible,
+    IUpstreamHandler,
+    Repeated,
+    Undecodable,
+)
+from fcmxmpp.messages import Receipt, UpstreamMessage
+from fcmxmpp.retry import backoff
+
+
+__all__ = ["POLICIES", "Policy", "UpstreamDelivery"]
+
+_log = Logger()
+
+#: When a message is acknowledged: once it has been handled, or at once.
+POLICIES = ("handled", "received")
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """
+    How messages are handled.
+
+    @ivar ack: one of L{POLICIES}.
+    @ivar handlerTimeout: seconds that a handler may take.
+    @ivar handlerTries: how often a message is tried before it is put aside.
+    @ivar remembered: how many handled messages are remembered, so that they
+        are not handled again; about 300 bytes each.
+    """
+
+    ack: str = "handled"
+    handlerTimeout: float = 60.0
+    handlerTries: int = 3
+    remembered: int = 50_000
+
+    def __post_init__(self) -> None:
+        """
+        @raise ValueError: if a value makes no sense.
+        """
+        if self.ack not in POLICIES:
+            raise ValueError(f"ack must be one of: {', '.join(POLICIES)}")
+        if self.handlerTimeout <= 0 or self.handlerTries < 1 or self.remembered < 1:
+            raise ValueError("the time-out, the tries and the memory must be positive")
+
+
+class _Handling:
+    """
+    One message on its way through the handler.
+    """
+
+    __slots__ = ("attempt", "deadline", "message", "retry", "tries", "unavailable", "waiters")
+
+    def __init__(self, message: UpstreamMessage | Receipt) -> None:
+        self.message = message
+        #: Tries that count.
+        self.tries = 0
+        #: Tries in a row at which the handler said that it cannot work.
+        self.unavailable = 0
+        #: One Deferred for each time that the message came in.
+        self.waiters: list[Deferred[None]] = []
+        #: What the handler returned and has not fired yet, and until when it may.
+        self.attempt: Deferred[Any] | None = None
+        self.deadline = 0.0
+        #: The call that will make the next try.
+        self.retry: IDelayedCall | None = None
+
+
+@implementer(IResponsible)
+class UpstreamDelivery:
+    """
+    Takes responsibility for what the links bring, by having the application
+    handle it.
+
+    @ivar malformed: how many payloads could not be decoded.
+    @ivar deadLetters: how many messages were put aside.
+    """
+
+    def __init__(
+        self,
+        handler: IUpstreamHandler,
+        policy: Policy,
+        clock: IReactorTime,
+        random: Callable[[], float],
+        observe: Callable[[AppServerEvent], None] | None = None,
+    ) -> None:
+        """
+        @param handler: the application's; it may provide
+            L{IReceiptHandler} as well.
+        @param random: gives a number from 0 to 1, for jitter.
+        @param observe: is told what happens.
+        """
+        self._handle: Callable[[Any], Awaitable[object] | None] = handler.messageReceived
+        self._handleReceipt: Callable[[Any], Awaitable[object] | None] = _ignoreReceipt
+        if IReceiptHandler.providedBy(handler):
+            self._handleReceipt = IReceiptHandler(handler).receiptReceived
+        self._policy = policy
+        self._ackFirst = policy.ack == "received"
+        self._clock = clock
+        self._random = random
+        self._observe = observe
+        self._running: dict[tuple[str, str], _Handling] = {}
+        self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
+        # What was acknowledged at once and is about to be handled, in order.
+        self._acked: deque[_Handling] = deque()
+        # The attempts that have not fired, in the order they time out: one
+        # timer serves them all, as the time-out is the same for all.
+        self._attempts: dict[tuple[str, str], _Handling] = {}
+        self._sweep: IDelayedCall | None = None
+        self._stopping = False
+        self._idle: Deferred[None] | None = None
+        self.malformed = 0
+        self.deadLetters = 0
+
+    def take(self, message: UpstreamMessage | Receipt) -> Deferred[None]:
+        """
+        See L{IResponsible.take}.
+        """
+        key = message.key
+        handling = self._running.get(key)
+        if handling is not None or key in self._done:
+            if self._observe is not None:
+                self._observe(Repeated(message))
+            if handling is None or self._ackFirst:
+                return succeed(None)
+            waiter: Deferred[None] = Deferred()
+            handling.waiters.append(waiter)
+            return waiter
+        if self._stopping:
+            return fail(Stopped("stopping"))
+        if self._observe is not None:
+            self._observe(Arrived(message))
+        handling = self._running[key] = _Handling(message)
+        if self._ackFirst:
+            # The ACK is chained onto what this returns, so the handler's turn
+            # comes after that; one call for all that came together.
+            if not self._acked:
+                self._clock.callLater(0, self._tryAcked)
+            self._acked.append(handling)
+            return succeed(None)
+        waiter = Deferred()
+        handling.waiters.append(waiter)
+        self._try(handling)
+        return waiter
+
+    def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
+        """
+        See L{IResponsible.takeMalformed}.
+        """
+        assert error.message_id is not None and error.from_ is not None
+        self.discard(error)
+        key = (error.from_, error.message_id)
+        if key not in self._done and key not in self._running:
+            self._remember(key)
+            self._deadLetter(error.message_id, error.from_, f"malformed: {error.reason}")
+        return succeed(None)
+
+    def discard(self, error: MalformedPayload) -> None:
+        """
+        See L{IResponsible.discard}.
+        """
+        self.malformed += 1
+        _log.warn(
+            "a malformed payload from the connection server: {reason} ({count} so far)",
+            reason=error.reason,
+            count=self.malformed,
+        )
+        if self._observe is not None:
+            self._observe(Undecodable(error.reason))
+
+    # One try.
+
+    def _tryAcked(self) -> None:
+        """
+        Handle what has been acknowledged already.
+        """
+        while self._acked:
+            self._try(self._acked.popleft())
+
+    def _try(self, handling: _Handling) -> None:
+        """
+        Give the message to the application.
+        """
+        handling.retry = None
+        message = handling.message
+        handle = self._handleReceipt if isinstance(message, Receipt) else self._handle
+        try:
+            attempt = _asDeferred(handle(message))
+        except Exception:
+            self._retryOrPutAside(handling, Failure())
+            return
+        if attempt is None:
+            self._handled(handling)
+            return
+        handling.attempt = attempt
+        handling.deadline = self._clock.seconds() + self._policy.handlerTimeout
+        self._attempts[message.key] = handling
+        attempt.addCallbacks(
+            self._attemptSucceeded,
+            self._attemptFailed,
+            callbackArgs=(handling, attempt),
+            errbackArgs=(handling, attempt),
+        )
+        attempt.addErrback(_bug)
+        self._setSweep()
+
+    def _endAttempt(self, handling: _Handling) -> None:
+        """
+        What the handler returned does not matter any more.
+        """
+        handling.attempt = None
+        self._attempts.pop(handling.message.key, None)
+
+    def _attemptSucceeded(self, _: object, handling: _Handling, attempt: Deferred[Any]) -> None:
+        """
+        What the handler returned has fired.
+        """
+        if handling.attempt is attempt:
+            self._endAttempt(handling)
+            self._handled(handling)
+
+    def _attemptFailed(self, failure: Failure, handling: _Handling, attempt: Deferred[Any]) -> None:
+        """
+        What the handler returned has failed.  If it had been given up, that
+        has been told already.
+        """
+        if handling.attempt is attempt:
+            self._endAttempt(handling)
+            self._retryOrPutAside(handling, failure)
+
+    def _handled(self, handling: _Handling) -> None:
+        """
+        The application has handled the message.
+        """
+        handling.tries += 1
+        self._remember(handling.message.key)
+        if self._observe is not None:
+            self._observe(Handled(handling.message, handling.tries))
+        self._finish(handling)
+
+    def _retryOrPutAside(self, handling: _Handling, failure: Failure) -> None:
+        """
+        A try has failed.
+        """
+        message = handling.message
+        delay: float | None = None
+        if failure.check(HandlerUnavailable) is not None:
+            handling.unavailable += 1
+            delay = backoff(handling.unavailable, self._random())
+        else:
+            handling.unavailable = 0
+            handling.tries += 1
+            if handling.tries < self._policy.handlerTries:
+                delay = backoff(handling.tries, self._random())
+        self._logFailed(handling, failure, delay)
+        if self._observe is not None:
+            self._observe(HandlingFailed(message, handling.tries, delay))
+        if delay is None:
+            self._remember(message.key)
+            reason = f"the handler failed {handling.tries} times, last with {_nameOf(failure)}"
+            self._deadLetter(message.message_id, message.from_, reason)
+            self._finish(handling)
+        elif self._stopping:
+            self._abandon(handling)
+        else:
+            handling.retry = self._clock.callLater(delay, self._try, handling)
+
+    def _logFailed(self, handling: _Handling, failure: Failure, delay: float | None) -> None:
+        """
+        One failure with its traceback for a message, one line for each more.
+        """
+        name = _nameOf(failure)
+        then = "no more tries" if delay is None else f"next try in {delay:.1f} s"
+        if handling.tries == 1 and not handling.unavailable:
+            _log.failure("the handler failed: {name}; {then}", _withoutText(failure), name=name, then=then)
+        else:
+            _log.warn("the handler failed again: {name}; {then}", name=name, then=then)
+
+    # Time-outs.
+
+    def _setSweep(self) -> None:
+        """
+        Have the oldest attempt looked at when its time is up.
+        """
+        if self._sweep is None and self._attempts:
+            oldest = next(iter(self._attempts.values()))
+            delay = max(0.0, oldest.deadline - self._clock.seconds())
+            self._sweep = self._clock.callLater(delay, self._timeOut)
+
+    def _timeOut(self) -> None:
+        """
+        Give up the attempts whose time is up.
+        """
+        self._sweep = None
+        now = self._clock.seconds()
+        late = []
+        for handling in self._attempts.values():
+            if handling.deadline > now:
+                break
+            late.append((handling, handling.attempt))
+        for handling, attempt in late:
+            # Cancelling one may have ended another.
+            if attempt is not None and handling.attempt is attempt:
+                self._endAttempt(handling)
+                attempt.cancel()
+                self._retryOrPutAside(
+                    handling, Failure(HandlerTimedOut(f"no answer within {self._policy.handlerTimeout:g} s"))
+                )
+        self._setSweep()
+
+    # The end of a message.
+
+    def _remember(self, key: tuple[str, str]) -> None:
+        """
+        Note that a message is done with.
+        """
+        self._done[key] = None
+        if len(self._done) > self._policy.remembered:
+            self._done.popitem(last=False)
+
+    def _deadLetter(self, message_id: str, from_: str, reason: str) -> None:
+        """
+        Put a message aside: there is no store yet, so in the log, by its
+        C{message_id} and without its contents.
+        """
+        self.deadLetters += 1
+        _log.error("dead letter {message_id!r}: {reason}", message_id=message_id, reason=reason)
+        if self._observe is not None:
+            self._observe(DeadLettered(message_id, from_, reason))
+
+    def _leave(self, handling: _Handling) -> list[Deferred[None]]:
+        """
+        The message is no longer being handled.
+
+        @return: those who wait for it.
+        """
+        del self._running[handling.message.key]
+        waiters, handling.waiters = handling.waiters, []
+        return waiters
+
+    def _finish(self, handling: _Handling) -> None:
+        """
+        The message may be acknowledged, as often as it came in.
+        """
+        for waiter in self._leave(handling):
+            waiter.callback(None)
+        if self._idle is not None and not self._running:
+            idle, self._idle = self._idle, None
+            idle.callback(None)
+
+    def _abandon(self, handling: _Handling) -> None:
+        """
+        The message will not be handled by this process.
+        """
+        reason = "stopped before the message was handled"
+        if self._ackFirst:
+            # It will not be delivered again, so this is the last trace of it.
+            self._deadLetter(handling.message.message_id, handling.message.from_, reason)
+        for waiter in self._leave(handling):
+            waiter.errback(Stopped(reason))
+        if self._idle is not None and not self._running:
+            idle, self._idle = self._idle, None
+            idle.callback(None)
+
+    async def stop(self, grace: float) -> None:
+        """
+        Take nothing new, and let the handlers that run come to their end.
+
+        @param grace: seconds that they get; after that they are cancelled, and
+            their messages stay unacknowledged.
+        """
+        self._stopping = True
+        self._tryAcked()
+        for handling in list(self._running.values()):
+            if handling.retry is not None:
+                handling.retry.cancel()
+                self._abandon(handling)
+        if self._running:
+            _log.info("waiting for {count} handlers", count=len(self._running))
+            self._idle = Deferred()
+            self._idle.addTimeout(grace, self._clock)
+            try:
+                await self._idle
+            except DeferredTimeoutError:
+                self._idle = None
+                _log.warn("{count} handlers did not end in time", count=len(self._running))
+        for handling in list(self._running.values()):
+            attempt = handling.attempt
+            self._endAttempt(handling)
+            self._abandon(handling)
+            if attempt is not None:
+                attempt.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+
+def _asDeferred(result: Any) -> Deferred[Any] | None:
+    """
+    What a handler returned, as a Deferred; None if it is done already.
+
+    @raise TypeError: for a generator, which has not even begun to handle
+        anything.
+    """
+    if result is None:
+        return None
+    if isinstance(result, Deferred):
+        return result
+    if inspect.iscoroutine(result):
+        return Deferred.fromCoroutine(result)
+    if asyncio.isfuture(result):
+        return Deferred.fromFuture(result)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError("the handler is a generator: it must not yield")
+    if inspect.isawaitable(result):
+        return Deferred.fromCoroutine(_awaited(result))
+    return None
+
+
+async def _awaited(awaitable: Awaitable[object]) -> object:
+    """
+    Any awaitable, as a coroutine.
+    """
+    return await awaitable
+
+
+def _bug(failure: Failure) -> None:
+    """
+    The end of a handler's Deferred: only our own callbacks can have failed.
+    """
+    _log.failure("ending a try failed", failure)
+
+
+def _nameOf(failure: Failure) -> str:
+    """
+    What kind of error it was.
+    """
+    kind = type(failure.value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _ignoreReceipt(receipt: Receipt) -> None:
+    """
+    The application does not care for receipts.
+    """
+
+
+def _withoutText(failure: Failure) -> Failure:
+    """
+    The same failure, with its type and its traceback, but without its text:
+    that often quotes the message.
+    """
+    return Failure(HandlerFailed(_nameOf(failure)), HandlerFailed, failure.getTracebackObject())
