@@ -1,0 +1,118 @@
+"""
+The device's side.
+
+For now a device lives in the connection server's process and calls it
+directly; what it may do and what it is told is what Google's client libraries
+offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from fcmxmpp.errors import FCMError
+from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.registry import Device, IDeviceCallbacks
+from fcmxmpp.server.service import ConnectionServer
+
+
+__all__ = ["DeliveryFailed", "SimulatedDevice"]
+
+
+class DeliveryFailed(FCMError):
+    """
+    A device's message will not be delivered.
+
+    @ivar error: the code, such as C{"TTL_EXCEEDED"}.
+    """
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@implementer(IDeviceCallbacks)
+class SimulatedDevice:
+    """
+    An app on a device.
+
+    @ivar stored: the C{message_id} of each message that the connection server
+        has taken over.
+    @ivar delivered: of each that the app server has acknowledged.
+    @ivar failed: of each that will not be delivered, with the error code.
+    @ivar received: what the app server has sent.
+    """
+
+    def __init__(
+        self, server: ConnectionServer, senderID: str, token: str, category: str = "org.example.app"
+    ) -> None:
+        """
+        Register with the connection server.
+
+        @param senderID: whose app server to talk to.
+        @param token: the registration token to be known by.
+        @param category: the app's package name.
+        """
+        self._server = server
+        self._device = Device(token, senderID, category, self)
+        self._waiting: dict[str, list[Deferred[None]]] = {}
+        self.stored: list[str] = []
+        self.delivered: list[str] = []
+        self.failed: list[tuple[str, str]] = []
+        self.received: list[DownstreamMessage] = []
+        server.registry.add(self._device)
+
+    def send(
+        self, message_id: str, data: Mapping[str, object], time_to_live: int | None = None
+    ) -> Deferred[None]:
+        """
+        Send a message to the app server.
+
+        @param data: strings.
+        @param time_to_live: seconds, up to 24 hours; 0 is now or never.
+        @return: fires when the app server has acknowledged the message; fails
+            with L{DeliveryFailed}.
+        """
+        result: Deferred[None] = Deferred()
+        self._waiting.setdefault(message_id, []).append(result)
+        self._server.submit(self._device, message_id, data, time_to_live)
+        return result
+
+    def messageStored(self, message_id: str) -> None:
+        """
+        See L{IDeviceCallbacks.messageStored}.
+        """
+        self.stored.append(message_id)
+
+    def messageDelivered(self, message_id: str) -> None:
+        """
+        See L{IDeviceCallbacks.messageDelivered}.
+        """
+        self.delivered.append(message_id)
+        self._next(message_id).callback(None)
+
+    def messageFailed(self, message_id: str, error: str) -> None:
+        """
+        See L{IDeviceCallbacks.messageFailed}.
+        """
+        self.failed.append((message_id, error))
+        self._next(message_id).errback(DeliveryFailed(error))
+
+    def _next(self, message_id: str) -> Deferred[None]:
+        """
+        The oldest send of a message that has no outcome yet.
+        """
+        waiting = self._waiting[message_id]
+        result = waiting.pop(0)
+        if not waiting:
+            del self._waiting[message_id]
+        return result
+
+    def messageReceived(self, message: DownstreamMessage) -> None:
+        """
+        See L{IDeviceCallbacks.messageReceived}.
+        """
+        self.received.append(message)

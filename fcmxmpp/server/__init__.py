@@ -1,0 +1,3 @@
+"""
+The connection server: Google's side of the protocol.
+"""

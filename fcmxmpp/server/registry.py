@@ -1,0 +1,151 @@
+"""
+Who may log in, and which devices there are.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import OrderedDict
+from collections.abc import Mapping
+from hashlib import sha256
+
+from zope.interface import Interface
+
+from fcmxmpp.messages import DownstreamMessage
+
+
+__all__ = ["Device", "IDeviceCallbacks", "LoginGuard", "Registry"]
+
+
+class IDeviceCallbacks(Interface):
+    """
+    What the app on a device is told.
+    """
+
+    def messageStored(message_id: str) -> None:
+        """
+        The connection server has taken a message over: the device may forget
+        it.
+        """
+
+    def messageDelivered(message_id: str) -> None:
+        """
+        The app server has acknowledged a message.
+        """
+
+    def messageFailed(message_id: str, error: str) -> None:
+        """
+        A message will not be delivered.
+
+        @param error: C{"INVALID_PARAMETERS"}, C{"SIZE"}, C{"TTL_EXCEEDED"} or
+            C{"TOO_MANY_MESSAGES"}.
+        """
+
+    def messageReceived(message: DownstreamMessage) -> None:
+        """
+        The app server has sent a message.
+        """
+
+
+class Device:
+    """
+    One app on one device.
+
+    @ivar token: its registration token.
+    @ivar senderID: whose app server it belongs to.
+    @ivar category: the app's package name.
+    @ivar callbacks: what to tell it.
+    """
+
+    __slots__ = ("callbacks", "category", "senderID", "token")
+
+    def __init__(self, token: str, senderID: str, category: str, callbacks: IDeviceCallbacks) -> None:
+        self.token = token
+        self.senderID = senderID
+        self.category = category
+        self.callbacks = callbacks
+
+
+class Registry:
+    """
+    The senders and their keys, and the devices.  In memory.
+    """
+
+    def __init__(self, senders: Mapping[str, str]) -> None:
+        """
+        @param senders: the server key of each sender ID.
+        """
+        self._keys = {senderID: _digest(key) for senderID, key in senders.items()}
+        self._devices: dict[str, Device] = {}
+
+    def mayLogIn(self, senderID: str, key: str) -> bool:
+        """
+        Whether this is the sender's key.  An unknown sender takes the same
+        time as a wrong key.
+        """
+        known = self._keys.get(senderID)
+        # The digest of no key at all stands in for a sender that is not there.
+        matches = hmac.compare_digest(known or _NO_KEY, _digest(key))
+        return matches and known is not None
+
+    def add(self, device: Device) -> None:
+        """
+        Register a device, or register it anew.
+        """
+        self._devices[device.token] = device
+
+    def remove(self, token: str) -> None:
+        """
+        Unregister a device.
+        """
+        self._devices.pop(token, None)
+
+    def device(self, token: str) -> Device | None:
+        """
+        The device with this token.
+        """
+        return self._devices.get(token)
+
+
+def _digest(key: str) -> bytes:
+    """
+    Keys are compared by their digests, which all have one length.
+    """
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+_NO_KEY = b"\0" * 32
+
+
+class LoginGuard:
+    """
+    Slows down whoever tries keys: each refusal to one address comes later than
+    the one before.
+
+    It knows only addresses, never senders, so that the delay does not tell
+    whether a sender exists.
+    """
+
+    #: Seconds of delay for the first refusal, and at most.
+    FIRST, MOST = 0.25, 10.0
+    #: Seconds after which an address has a clean slate.
+    FORGIVEN = 600.0
+    #: Addresses that are remembered.
+    ADDRESSES = 10_000
+
+    def __init__(self) -> None:
+        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def refuse(self, address: str, now: float) -> float:
+        """
+        A login from this address is being refused.
+
+        @return: how many seconds to wait before saying so.
+        """
+        count, last = self._refusals.pop(address, (0, now))
+        if now - last > self.FORGIVEN:
+            count = 0
+        self._refusals[address] = (count + 1, now)
+        if len(self._refusals) > self.ADDRESSES:
+            self._refusals.popitem(last=False)
+        return min(self.MOST, self.FIRST * 2.0 ** min(count, 16))

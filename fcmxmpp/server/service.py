@@ -1,0 +1,371 @@
+"""
+Routing: from devices to the streams of their app server, and back.
+
+Each sender has one queue of upstream messages, in the order they were
+accepted, and any number of streams.  A message leaves the queue for the stream
+with the fewest unacknowledged messages, if that has room; it comes back to the
+front, in its order, if the stream is lost before the ACK.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
+from twisted.words.protocols.jabber.error import StreamError
+
+from fcmxmpp.messages import (
+    MAX_DATA_BYTES,
+    MAX_UPSTREAM_TTL,
+    Ack,
+    DownstreamMessage,
+    Nack,
+    Receipt,
+    UpstreamMessage,
+)
+from fcmxmpp.server.registry import Device, LoginGuard, Registry
+from fcmxmpp.server.stream import ServerStream
+from fcmxmpp.window import Queue
+
+
+__all__ = ["ConnectionServer"]
+
+_log = Logger()
+
+#: How many messages may wait for one sender's app server.
+MAX_QUEUE = 100_000
+#: Seconds between looks for messages whose time has run out.
+SWEEP = 60.0
+
+
+class _Entrusted:
+    """
+    A message that a device has entrusted to us.
+    """
+
+    __slots__ = ("devices", "expires", "message")
+
+    def __init__(self, message: UpstreamMessage, expires: float) -> None:
+        self.message = message
+        self.expires = expires
+        #: Whom to tell; more than one entry if it was sent more than once.
+        self.devices: list[Device] = []
+
+
+class _Sender:
+    """
+    What there is of one sender.
+    """
+
+    __slots__ = ("entrusted", "queue", "streams")
+
+    def __init__(self) -> None:
+        self.queue: Queue[tuple[str, str], _Entrusted] = Queue(MAX_QUEUE)
+        #: All that is not acknowledged, queued or on a stream.
+        self.entrusted: dict[tuple[str, str], _Entrusted] = {}
+        self.streams: list[ServerStream] = []
+
+
+class Statistics(Struct):
+    """
+    What was counted since the start.
+    """
+
+    delivered: int = 0
+    redelivered: int = 0
+    acknowledged: int = 0
+    expired: int = 0
+
+
+class _Factory(ServerFactory):
+    """
+    Builds a stream for each connection.
+    """
+
+    noisy = False
+
+    def __init__(self, server: ConnectionServer, clock: IReactorTime) -> None:
+        self._server = server
+        self._clock = clock
+
+    def buildProtocol(self, addr: object) -> ServerStream:
+        """
+        Build a stream.
+        """
+        stream = ServerStream(self._server, self._clock)
+        stream.factory = self
+        self._server.connected(stream)
+        return stream
+
+
+class ConnectionServer(Service):
+    """
+    A connection server, in memory.
+
+    @ivar registry: who may log in, and the devices.
+    @ivar factory: for the endpoint on which app servers connect.
+    @ivar statistics: what was counted.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        clock: IReactorTime,
+        randomBytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.registry = registry
+        self.guard = LoginGuard()
+        self.factory = _Factory(self, clock)
+        self.statistics = Statistics()
+        self._clock = clock
+        self._randomBytes = randomBytes
+        self._senders: dict[str, _Sender] = {}
+        self._connections: set[ServerStream] = set()
+        self._idle: list[Deferred[None]] = []
+        self._sweep: IDelayedCall | None = None
+
+    # The device's side.
+
+    def submit(
+        self, device: Device, message_id: str, data: Mapping[str, object], time_to_live: int | None = None
+    ) -> None:
+        """
+        A device sends a message to its app server.
+
+        The device is told by its callbacks: stored, and then delivered or
+        failed; or failed at once.
+
+        @param data: strings; values that are none are left out, as Google's
+            client libraries did.
+        @param time_to_live: seconds; what is negative or more than 24 hours
+            counts as 24 hours.  0 means now or never.
+        """
+        strings = {key: value for key, value in data.items() if isinstance(value, str)}
+        if time_to_live is None or not 0 <= time_to_live <= MAX_UPSTREAM_TTL:
+            time_to_live = MAX_UPSTREAM_TTL
+        if not message_id:
+            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
+            return
+        try:
+            size = sum(len(key.encode()) + len(value.encode()) for key, value in strings.items())
+            message_id.encode()
+        except UnicodeEncodeError:
+            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
+            return
+        if size > MAX_DATA_BYTES:
+            device.callbacks.messageFailed(message_id, "SIZE")
+            return
+        sender = self._sender(device.senderID)
+        if sender.queue.full:
+            device.callbacks.messageFailed(message_id, "TOO_MANY_MESSAGES")
+            return
+        message = UpstreamMessage(
+            data=strings,
+            time_to_live=time_to_live,
+            from_=device.token,
+            message_id=message_id,
+            category=device.category,
+        )
+        entrusted = sender.entrusted.get(message.key)
+        if entrusted is None:
+            if time_to_live == 0 and (sender.queue or self._leastBusy(sender) is None):
+                device.callbacks.messageFailed(message_id, "TTL_EXCEEDED")
+                return
+            entrusted = _Entrusted(message, self._clock.seconds() + time_to_live)
+            sender.entrusted[message.key] = entrusted
+            sender.queue.append(message.key, entrusted)
+        # The same message while the first is still on its way: one delivery,
+        # and the device is told twice.
+        entrusted.devices.append(device)
+        device.callbacks.messageStored(message_id)
+        self._route(sender)
+
+    def _sender(self, senderID: str) -> _Sender:
+        """
+        What there is of a sender.
+        """
+        sender = self._senders.get(senderID)
+        if sender is None:
+            sender = self._senders[senderID] = _Sender()
+        return sender
+
+    def _leastBusy(self, sender: _Sender) -> ServerStream | None:
+        """
+        The stream that the next message goes to; None if none has room.
+        """
+        stream = max(sender.streams, key=lambda stream: stream.room, default=None)
+        return stream if stream is not None and stream.room else None
+
+    def _route(self, sender: _Sender) -> None:
+        """
+        Deliver what waits, as far as there is room.
+        """
+        now = self._clock.seconds()
+        while sender.queue:
+            stream = self._leastBusy(sender)
+            if stream is None:
+                self._setSweep()
+                return
+            entrusted = sender.queue.take()
+            assert entrusted is not None
+            if entrusted.expires < now:
+                self._expire(sender, entrusted)
+            else:
+                self.statistics.delivered += 1
+                stream.deliver(entrusted.message)
+
+    def _expire(self, sender: _Sender, entrusted: _Entrusted) -> None:
+        """
+        A message's time has run out.
+        """
+        self.statistics.expired += 1
+        del sender.entrusted[entrusted.message.key]
+        for device in entrusted.devices:
+            device.callbacks.messageFailed(entrusted.message.message_id, "TTL_EXCEEDED")
+
+    def _setSweep(self) -> None:
+        """
+        Have the queues looked through after a while.
+        """
+        if self._sweep is None and self.running:
+            self._sweep = self._clock.callLater(SWEEP, self._sweepQueues)
+
+    def _sweepQueues(self) -> None:
+        """
+        Drop what waits in vain.
+        """
+        self._sweep = None
+        now = self._clock.seconds()
+        for sender in self._senders.values():
+            for entrusted in sender.queue.clear():
+                if entrusted.expires < now:
+                    self._expire(sender, entrusted)
+                else:
+                    sender.queue.append(entrusted.message.key, entrusted)
+        if any(sender.queue for sender in self._senders.values()):
+            self._setSweep()
+
+    # The app server's side: see IRoutes.
+
+    def newStreamID(self) -> str:
+        """
+        16 upper-case hexadecimal digits, as Google's had.
+        """
+        return self._randomBytes(8).hex().upper()
+
+    def connected(self, stream: ServerStream) -> None:
+        """
+        A connection was made.
+        """
+        self._connections.add(stream)
+        stream.addObserver("//event/stream/end", lambda reason: self._disconnected(stream))
+
+    def _disconnected(self, stream: ServerStream) -> None:
+        """
+        A connection is gone.
+        """
+        self._connections.discard(stream)
+        if not self._connections:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                waiter.callback(None)
+
+    def bound(self, stream: ServerStream, resource: str | None) -> str:
+        """
+        Give a stream a resource: the one that it wants, made unique.  An older
+        stream of that name is left alone, because app servers in the field run
+        several under one name.
+        """
+        assert stream.senderID is not None
+        taken = {other.resource for other in self._sender(stream.senderID).streams}
+        if resource is None or resource in taken:
+            suffix = self._randomBytes(8).hex().upper()
+            return suffix if resource is None else f"{resource}-{suffix}"
+        return resource
+
+    def ready(self, stream: ServerStream) -> None:
+        """
+        A stream is logged in: what waits goes out on it.
+        """
+        assert stream.senderID is not None
+        _log.info("an app server of sender {senderID} logged in", senderID=stream.senderID)
+        sender = self._sender(stream.senderID)
+        sender.streams.append(stream)
+        self._route(sender)
+
+    def acknowledged(self, stream: ServerStream, message: UpstreamMessage | Receipt) -> None:
+        """
+        A message has been taken over: tell the device, and send the next.
+        """
+        assert stream.senderID is not None
+        sender = self._sender(stream.senderID)
+        self.statistics.acknowledged += 1
+        entrusted = sender.entrusted.pop(message.key, None)
+        if entrusted is not None:
+            for device in entrusted.devices:
+                device.callbacks.messageDelivered(message.message_id)
+        self._route(sender)
+
+    def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
+        """
+        A stream is gone: what it did not acknowledge goes out again.
+        """
+        assert stream.senderID is not None
+        _log.info(
+            "an app server of sender {senderID} is gone; {count} messages go out again",
+            senderID=stream.senderID,
+            count=len(unanswered),
+        )
+        sender = self._sender(stream.senderID)
+        sender.streams.remove(stream)
+        again = [(message.key, sender.entrusted[message.key]) for message in unanswered]
+        self.statistics.redelivered += len(again)
+        sender.queue.giveBack(again)
+        self._route(sender)
+
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+        """
+        An app server sent a message: give it to the device.
+        """
+        assert message.message_id is not None
+        to = message.to
+        error = None
+        if (to is None) == (message.condition is None):
+            error = ("INVALID_JSON", "InvalidParameters: exactly one of to and condition must be given")
+        elif to is not None and not to.startswith("/topics/"):
+            device = self.registry.device(to)
+            if device is None:
+                error = ("BAD_REGISTRATION", "Invalid token on 'to' field")
+            elif device.senderID != stream.senderID:
+                error = ("SENDER_ID_MISMATCH", "The token belongs to another sender")
+            elif not message.dry_run:
+                device.callbacks.messageReceived(message)
+        if error is not None:
+            return Nack(
+                from_=to or "", message_id=message.message_id, error=error[0], error_description=error[1]
+            )
+        return Ack(from_=to or message.condition, message_id=message.message_id)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Close every stream, and wait until all are closed.
+        """
+        super().stopService()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        closed: Deferred[None] = Deferred()
+        if not self._connections:
+            closed.callback(None)
+            return closed
+        self._idle.append(closed)
+        for stream in list(self._connections):
+            stream.sendStreamError(StreamError("system-shutdown"))
+            stream.limitClose()
+        return closed
