@@ -39,7 +39,7 @@ __all__ = ["MAX_TEXT", "decodeFromAppServer", "decodeFromConnectionServer", "enc
 #: Characters of JSON that are looked at; a longer text is malformed.
 MAX_TEXT = 65_536
 
-_QUOTED = re.compile(r"'.*'", re.DOTALL)
+_QUOTED = re.compile(r"['\"].*['\"]", re.DOTALL)
 _Message = FromConnectionServer | FromAppServer
 _T = TypeVar("_T")
 
@@ -105,10 +105,10 @@ def decodeFromConnectionServer(text: str) -> FromConnectionServer:
             return _unambiguous(text, _decodeUpstream(text))
         decode = _decoders.get(messageType)
         if decode is None:
-            return Unrecognized(message_type=messageType)
+            return _unambiguous(text, Unrecognized(message_type=messageType))
         message: FromConnectionServer = decode(text)
         return _unambiguous(text, message)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise _malformed(text, error, "from") from None
 
 
@@ -124,7 +124,7 @@ def decodeFromAppServer(text: str) -> FromAppServer:
         if _decodeHead(text).message_type == "ack":
             return _unambiguous(text, _decodeUpstreamAck(text))
         message = _unambiguous(text, _decodeDownstream(text))
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         message = _withNumericTTL(text, error)
     if message.message_id is None:
         raise MalformedPayload("Missing Required Field: message_id", None, message.to)
@@ -137,15 +137,16 @@ def _withNumericTTL(text: str, error: Exception) -> DownstreamMessage:
     string of digits, which Google's documentation has in a sample.
     """
     try:
-        value = json.loads(text)
-        ttl = value.get("time_to_live")
+        value = msgspec.json.decode(text)
+        # An ACK that is malformed must not become a message for a device.
+        ttl = value.get("time_to_live") if value.get("message_type") != "ack" else None
         if isinstance(ttl, str) and ttl.isascii() and ttl.isdigit() and len(ttl) < 10:
             value["time_to_live"] = int(ttl)
             return _unambiguous(text, msgspec.convert(value, DownstreamMessage))
-    except (ValueError, AttributeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, AttributeError, RecursionError):
         # It is malformed in some other way, too; the first error tells enough.
         raise _malformed(text, error, "to") from None
-    raise _malformed(text, error, "to")
+    raise _malformed(text, error, "to") from None
 
 
 def _unambiguous(text: str, message: _T) -> _T:
@@ -153,16 +154,16 @@ def _unambiguous(text: str, message: _T) -> _T:
     Pass on a decoded message, unless one of the text's objects has a key
     twice.
 
-    Written anew, no value is longer than it was in the text (there are no
-    floats, but in an iOS sound's dictionary), so if the whole has the length
-    of the text there was nothing in it but this message.  That is cheap and
-    holds for what real servers send; any other text is read again with an eye
-    on the keys.
+    Written anew, no value is longer than it was in the text, so if the whole
+    has the length of the text there was nothing in it but this message.  That
+    is cheap and holds for what real servers send; any other text is read again
+    with an eye on the keys.  So is one with a notification, because of the
+    floats in an iOS sound's dictionary (1e9 becomes 1000000000.0).
     """
     size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_TEXT:
         raise msgspec.DecodeError("Too long")
-    if size != len(_encode(message)):
+    if size != len(_encode(message)) or getattr(message, "notification", None):
         json.loads(text, object_pairs_hook=_uniqueKeys)
     return message
 

@@ -352,6 +352,13 @@ class ConnectionServer(Service):
             )
         return Ack(from_=to or message.condition, message_id=message.message_id)
 
+    def dropConnections(self) -> None:
+        """
+        Break every connection, without a word.
+        """
+        for stream in list(self._connections):
+            stream.abort()
+
     def stopService(self) -> Deferred[None]:
         """
         Close every stream, and wait until all are closed.

@@ -23,7 +23,16 @@ from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Receipt, UpstreamMess
 from fcmxmpp.payload import decodeFromAppServer
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.session import Answered, Foreign, KeepAlive, Lost, Output, Received, Role, Send, Session
-from fcmxmpp.stanza import GCMStanza, GCMStream, answerIQ, attribute, payloadOf, serverStanza, stanzaError
+from fcmxmpp.stanza import (
+    GCMStanza,
+    GCMStream,
+    StreamRefused,
+    answerIQ,
+    attribute,
+    payloadOf,
+    serverStanza,
+    stanzaError,
+)
 
 
 __all__ = ["IRoutes", "ServerStream"]
@@ -134,8 +143,8 @@ class ServerStream(GCMStream):
 
     def __init__(self, routes: IRoutes, clock: IReactorTime) -> None:
         super().__init__(_Passive(), clock)
-        self.initiating = False
         self._routes = routes
+        self.onGCM = self._unauthorized
         self._await: Callable[[domish.Element], None] = self._auth
         self._timer: IDelayedCall | None = None
         self._domain = "gcm.googleapis.com"
@@ -193,6 +202,12 @@ class ServerStream(GCMStream):
             self.close()
             return
         self._await(element)
+
+    def _unauthorized(self, stanza: GCMStanza) -> None:
+        """
+        A message came before the bind.
+        """
+        raise StreamRefused("not-authorized", "a message before the login was complete")
 
     def _auth(self, element: domish.Element) -> None:
         """
@@ -287,7 +302,7 @@ class ServerStream(GCMStream):
         The conversation begins.
         """
         self.session = Session(Role.CONNECTION_SERVER, self.clock.seconds())
-        self.onGCM = self._stanzaReceived
+        self.begin(self._stanzaReceived)
         if self._timer is not None:
             self._timer.cancel()
         self._setTimer()

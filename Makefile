@@ -1,0 +1,74 @@
+# make demo | test | lint | docs | package | clean
+# Each prepares .venv by itself; PYTHON picks the interpreter it is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# twistd finds a plugin faster, and without write access later, when Twisted's cache knows it.
+PLUGINS := $(BIN)/python -c 'from twisted.plugin import IPlugin, getPlugins; list(getPlugins(IPlugin))'
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+# Twisted's names for links in our documentation, taken from the installed Twisted: no network needed.
+INVENTORY := build/inventory/objects.inv
+CORE := errors messages payload retry session window
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint docs package clean
+
+demo: $(RUNTIME)
+	@$(BIN)/twistd -n --pidfile= --logfile=demo.log fcm-xmpp --embedded --demo
+
+test: $(DEV)
+	@$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+	@echo 'Core, which has to be at 100 %:'
+	@$(BIN)/coverage report --fail-under=100 \
+		--include='$(subst $(space),$(comma),$(CORE:%=fcmxmpp/%.py))'
+
+lint: $(DEV)
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy fcmxmpp $(wildcard tests/typing)
+	@$(BIN)/lint-imports --no-logo
+
+docs: $(DEV) $(INVENTORY)
+	@$(BIN)/pydoctor --quiet --intersphinx-file=$(INVENTORY)::https://docs.twisted.org/en/stable/api/
+	@echo 'API documentation: build/apidocs/index.html'
+
+package: $(DEV)
+	@.ci/package
+
+clean:
+	@rm -rf build dist *.egg-info .coverage .coverage.* .hypothesis _trial_temp* demo.log
+	@rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache twisted/plugins/dropin.cache
+	@find fcmxmpp tests twisted -name __pycache__ -prune -exec rm -rf {} +
+
+# Depended on by its file, not by bin/python, whose date is that of the system's interpreter.
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		sys.exit("fcmxmpp needs Python 3.10 or newer, this is %d.%d; name one: make PYTHON=python3.x" % v[:2] \
+		if v < (3, 10) else 0)'
+	@$(PYTHON) -m venv .venv
+
+# Only what running needs, for those who came to see the demo.
+$(RUNTIME): .venv/pyvenv.cfg setup.cfg pyproject.toml
+	@echo 'Preparing .venv ...'
+	@$(PIP) install -e .
+	@$(PLUGINS)
+	@touch $@
+
+$(DEV): .venv/pyvenv.cfg setup.cfg pyproject.toml
+	@echo 'Preparing .venv for development ...'
+	@$(PIP) install -e '.[dev]'
+	@$(PLUGINS)
+	@touch $(RUNTIME) $@
+
+# Run from build/ so that pydoctor does not take Twisted for us and read our setup.cfg.
+$(INVENTORY): $(DEV)
+	@echo 'Indexing Twisted, once (half a minute) ...'
+	@mkdir -p $(@D)
+	@twisted=$$($(BIN)/python -c 'import os, twisted; print(os.path.dirname(twisted.__file__))') && \
+		cd build && ../$(BIN)/pydoctor -qq --make-intersphinx --html-output=inventory "$$twisted" >inventory/log 2>&1

@@ -1,0 +1,213 @@
+"""
+A connection server for C{--embedded}: in this process, on loopback, over real
+TLS, with a certificate and a server key of its own making.
+
+Both are written to a directory while it runs, so that other programs can
+connect to it, too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from OpenSSL.crypto import FILETYPE_PEM
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address as AddressOfPort
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from fcmxmpp.connection import Credentials
+from fcmxmpp.device import SimulatedDevice
+from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.service import ConnectionServer
+
+
+__all__ = ["DeviceThatTalks", "EmbeddedConnectionServer"]
+
+_log = Logger()
+
+
+@implementer(IStreamClientEndpoint)
+class EmbeddedConnectionServer(Service):
+    """
+    A connection server on a loopback port, and the endpoint that connects to
+    it.
+
+    @ivar server: the connection server.
+    @ivar credentials: of its one sender.
+    @ivar directory: where C{certs/} and C{server-key.txt} are, while it runs.
+    @ivar port: where it listens, while it runs.
+    """
+
+    directory: Path
+    port: int
+
+    def __init__(self, reactor: Any, senderID: str) -> None:
+        self._reactor = reactor
+        self.credentials = Credentials(senderID, secrets.token_urlsafe(24))
+        self.server = ConnectionServer(Registry({senderID: self.credentials.serverKey}), reactor)
+        self._listening: IListeningPort | None = None
+        self._certificate = _selfSigned()
+
+    def startService(self) -> None:
+        """
+        Listen.
+        """
+        super().startService()
+        self.server.startService()
+        self.directory = Path(tempfile.mkdtemp(prefix="fcmxmpp-"))
+        (self.directory / "certs").mkdir()
+        pem = self._certificate.dump(FILETYPE_PEM)
+        (self.directory / "certs" / "connection-server.pem").write_bytes(pem)
+        keyFile = self.directory / "server-key.txt"
+        keyFile.touch(mode=0o600)
+        keyFile.write_text(self.credentials.serverKey + "\n")
+        endpoint = SSL4ServerEndpoint(self._reactor, 0, self._certificate.options(), interface="127.0.0.1")
+        # A TCP port on loopback is opened at once, so this has fired.
+        endpoint.listen(self.server.factory).addCallbacks(self._listens, _cannotListen)
+
+    def _listens(self, port: IListeningPort) -> None:
+        """
+        The port is open.
+        """
+        self._listening = port
+        address = port.getHost()
+        assert isinstance(address, AddressOfPort)
+        self.port = address.port
+
+    @property
+    def description(self) -> str:
+        """
+        How another program connects to this: the options of
+        C{twistd fcm-xmpp}.
+        """
+        return (
+            f"--endpoint tls:localhost:{self.port}:trustRoots={self.directory / 'certs'} "
+            f"--sender-id {self.credentials.senderID} --server-key-file {self.directory / 'server-key.txt'}"
+        )
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """
+        Connect to this server as any other program would.
+        """
+        trustRoot = Certificate.loadPEM(self._certificate.dump(FILETYPE_PEM))
+        return wrapClientTLS(
+            optionsForClientTLS("localhost", trustRoot=trustRoot),
+            TCP4ClientEndpoint(self._reactor, "127.0.0.1", self.port),
+        ).connect(protocolFactory)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Close the port and every connection, and remove the files.
+        """
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        """
+        See L{stopService}.
+        """
+        try:
+            if self._listening is not None:
+                await maybeDeferred(self._listening.stopListening)
+            await self.server.stopService()
+        finally:
+            shutil.rmtree(self.directory)
+
+
+def _cannotListen(failure: Any) -> None:
+    """
+    There is no port to be had.
+    """
+    _log.failure("the embedded connection server cannot listen", failure)
+
+
+def _selfSigned() -> PrivateCertificate:
+    """
+    A certificate for localhost, signed by itself, and its private key.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fcmxmpp embedded connection server")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
+            ),
+            critical=False,
+        )
+        .sign(key, SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    both: PrivateCertificate = PrivateCertificate.loadPEM(private + certificate.public_bytes(Encoding.PEM))
+    return both
+
+
+class DeviceThatTalks(Service):
+    """
+    A simulated device that sends a message every few seconds, so that there is
+    something to see.
+    """
+
+    #: Seconds between messages.
+    INTERVAL = 10.0
+
+    def __init__(self, embedded: EmbeddedConnectionServer, reactor: Any, newID: Callable[[], str]) -> None:
+        """
+        @param newID: makes a C{message_id}.
+        """
+        self._device = SimulatedDevice(
+            embedded.server, embedded.credentials.senderID, "embedded-device", "org.example.embedded"
+        )
+        self._newID = newID
+        self._count = 0
+        self._loop = LoopingCall(self._talk)
+        self._loop.clock = reactor
+
+    def _talk(self) -> None:
+        """
+        Send a message.
+        """
+        self._count += 1
+        sent = self._device.send(self._newID(), {"greeting": "hello", "count": str(self._count)})
+        # What becomes of it is seen at the app server; this is only a device.
+        sent.addErrback(lambda failure: _log.warn("the device was told: {error}", error=failure.value))
+
+    def startService(self) -> None:
+        """
+        Begin to talk.
+        """
+        super().startService()
+        self._loop.start(self.INTERVAL)
+
+    def stopService(self) -> None:
+        """
+        Fall silent.
+        """
+        super().stopService()
+        self._loop.stop()
