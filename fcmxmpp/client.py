@@ -143,11 +143,11 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         stream: GCMStream = self.xmlstream
         self._stream = stream
         self.session = Session(Role.APP_SERVER, self._clock.seconds())
+        stream.onGCM = self._stanzaReceived
         stream.onBytes = self._bytesReceived
         stream.addObserver("/message", self._otherMessageReceived)
         stream.addObserver("/iq", self._iqReceived)
         self._setTimer()
-        stream.begin(self._stanzaReceived)
         self._settles.linkReady(self)
 
     def connectionLost(self, reason: Failure) -> None:

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.words.protocols.jabber import xmlstream
-from wokkel.subprotocols import StreamManager, XMPPHandler
+from wokkel.subprotocols import XMPPHandler
 
 from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import FCMError, LoginRefused, LoginTimedOut, Stopped, StreamLost
@@ -58,8 +58,9 @@ class _Generation:
         self._cause: FCMError | None = None
         self.isReady = False
         # The manager first: by the time that we know that the stream is gone,
-        # its handler has put its affairs in order.
-        self._manager = StreamManager(self._factory, clock)
+        # its handler has put its affairs in order.  Twisted's manager and not
+        # wokkel's, which uses what Twisted has deprecated.
+        self._manager = xmlstream.StreamManager(self._factory)
         self._manager.addHandler(handler)
         self._factory.addBootstrap(xmlstream.STREAM_AUTHD_EVENT, self._authenticated)
         self._factory.addBootstrap(xmlstream.INIT_FAILED_EVENT, self._initializationFailed)
@@ -103,7 +104,8 @@ class _Generation:
         @return: why it ended.
         """
         await self._gone
-        return self._cause or StreamLost("closed by the server")
+        assert self._cause is not None
+        return self._cause
 
     async def close(self) -> None:
         """
@@ -151,9 +153,9 @@ class _Generation:
         """
         The connection is gone.
         """
-        cause = self._cause or StreamLost(describe(reason.value, self._factory.stream))
+        self._cause = self._cause or StreamLost(describe(reason.value, self._factory.stream))
         self._gone.callback(None)
-        self._settle(cause)
+        self._settle(self._cause)
 
 
 class Link:

@@ -133,6 +133,7 @@ class UpstreamDelivery:
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
         # What was acknowledged at once and is about to be handled, in order.
         self._acked: deque[_Handling] = deque()
+        self._turn: IDelayedCall | None = None
         # The attempts that have not fired, in the order they time out: one
         # timer serves them all, as the time-out is the same for all.
         self._attempts: dict[tuple[str, str], _Handling] = {}
@@ -164,8 +165,8 @@ class UpstreamDelivery:
         if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
-            if not self._acked:
-                self._clock.callLater(0, self._tryAcked)
+            if self._turn is None:
+                self._turn = self._clock.callLater(0, self._tryAcked)
             self._acked.append(handling)
             return succeed(None)
         waiter = Deferred()
@@ -180,7 +181,13 @@ class UpstreamDelivery:
         assert error.message_id is not None and error.from_ is not None
         self.discard(error)
         key = (error.from_, error.message_id)
-        if key not in self._done and key not in self._running:
+        handling = self._running.get(key)
+        if handling is not None and not self._ackFirst:
+            # An ACK would do for the good message of that name as well.
+            waiter: Deferred[None] = Deferred()
+            handling.waiters.append(waiter)
+            return waiter
+        if handling is None and key not in self._done:
             self._remember(key)
             self._deadLetter(error.message_id, error.from_, f"malformed: {error.reason}")
         return succeed(None)
@@ -204,6 +211,7 @@ class UpstreamDelivery:
         """
         Handle what has been acknowledged already.
         """
+        self._turn = None
         while self._acked:
             self._try(self._acked.popleft())
 
@@ -216,7 +224,7 @@ class UpstreamDelivery:
         handle = self._handleReceipt if isinstance(message, Receipt) else self._handle
         try:
             attempt = _asDeferred(handle(message))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             self._retryOrPutAside(handling, Failure())
             return
         if attempt is None:
@@ -332,7 +340,7 @@ class UpstreamDelivery:
             # Cancelling one may have ended another.
             if attempt is not None and handling.attempt is attempt:
                 self._endAttempt(handling)
-                attempt.cancel()
+                _cancel(attempt)
                 self._retryOrPutAside(
                     handling, Failure(HandlerTimedOut(f"no answer within {self._policy.handlerTimeout:g} s"))
                 )
@@ -400,7 +408,9 @@ class UpstreamDelivery:
             their messages stay unacknowledged.
         """
         self._stopping = True
-        self._tryAcked()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._tryAcked()
         for handling in list(self._running.values()):
             if handling.retry is not None:
                 handling.retry.cancel()
@@ -419,7 +429,7 @@ class UpstreamDelivery:
             self._endAttempt(handling)
             self._abandon(handling)
             if attempt is not None:
-                attempt.cancel()
+                _cancel(attempt)
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -440,10 +450,10 @@ def _asDeferred(result: Any) -> Deferred[Any] | None:
         return Deferred.fromCoroutine(result)
     if asyncio.isfuture(result):
         return Deferred.fromFuture(result)
-    if inspect.isgenerator(result) or inspect.isasyncgen(result):
-        raise TypeError("the handler is a generator: it must not yield")
     if inspect.isawaitable(result):
         return Deferred.fromCoroutine(_awaited(result))
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError("the handler is a generator: it must not yield")
     return None
 
 
@@ -452,6 +462,17 @@ async def _awaited(awaitable: Awaitable[object]) -> object:
     Any awaitable, as a coroutine.
     """
     return await awaitable
+
+
+def _cancel(attempt: Deferred[Any]) -> None:
+    """
+    Tell the application that its answer is not waited for any more.
+    """
+    try:
+        attempt.cancel()
+    except Exception:
+        # Its own canceller raised; that must not keep us from going on.
+        _log.failure("cancelling the handler failed", _withoutText(Failure()))
 
 
 def _bug(failure: Failure) -> None:

@@ -8,9 +8,6 @@ wokkel share state when they are shared.
 
 from __future__ import annotations
 
-from typing import Any
-
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
@@ -72,18 +69,23 @@ class _PlainInitializer(sasl.SASLInitiatingInitializer):
         )
 
 
-class _LenientSessionInitializer(jabberclient.SessionInitializer):
+class _SessionInitializer(xmlstream.BaseFeatureInitiatingInitializer):
     """
-    A session, if it is offered; RFC 6121 made it mean nothing, so an error is
-    no reason to give the stream up.
+    A session, if it is offered.
+
+    The answer is not waited for: RFC 6121 made it mean nothing, and the
+    connection server delivers as soon as the resource is bound.
     """
 
-    def start(self) -> Deferred[Any]:
+    feature = (jabberclient.NS_XMPP_SESSION, "session")
+
+    def start(self) -> None:
         """
         Ask for the session.
         """
-        started: Deferred[Any] = super().start()
-        return started.addErrback(lambda failure: failure.trap(StanzaError) and None)
+        self.xmlstream.write(
+            f'<iq type="set" id="session"><session xmlns="{jabberclient.NS_XMPP_SESSION}"/></iq>'.encode()
+        )
 
 
 class _Authenticator(xmlstream.ConnectAuthenticator):
@@ -118,7 +120,7 @@ class _Authenticator(xmlstream.ConnectAuthenticator):
             jabberclient.CheckVersionInitializer(xs),
             _PlainInitializer(xs, required=True),
             jabberclient.BindInitializer(xs, required=True),
-            _LenientSessionInitializer(xs, required=False),
+            _SessionInitializer(xs),
         ]
 
 

@@ -32,7 +32,7 @@ from twisted.words.protocols.jabber import xmlstream
 from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
-from fcmxmpp.messages import WINDOW, FromAppServer, FromConnectionServer, Receipt, UpstreamMessage
+from fcmxmpp.messages import FromAppServer, FromConnectionServer, Receipt, UpstreamMessage
 from fcmxmpp.payload import encode
 
 
@@ -67,8 +67,6 @@ MAX_STANZA_BYTES = 65_536
 MAX_DEPTH = 32
 #: The most elements in a stanza.
 MAX_ELEMENTS = 256
-#: How many messages may come before the login is complete.
-MAX_HELD = 2 * WINDOW
 #: How long a stream that is being closed may take for it, in seconds.
 CLOSE_PATIENCE = 10.0
 
@@ -251,7 +249,8 @@ class GCMStream(xmlstream.XmlStream):
     """
     One XMPP stream, at either end.
 
-    @ivar onGCM: is called with every L{GCMStanza}.
+    @ivar onGCM: is called with every L{GCMStanza}; none is expected before the
+        login is complete.
     @ivar onBytes: is called when any bytes came.
     @ivar clock: for the timers of twisted.words, which would take the global
         reactor.
@@ -266,8 +265,7 @@ class GCMStream(xmlstream.XmlStream):
     def __init__(self, authenticator: xmlstream.Authenticator, clock: IReactorTime) -> None:
         super().__init__(authenticator)
         self.clock = clock
-        self.onGCM: Callable[[GCMStanza], None] = self._hold
-        self._held: list[GCMStanza] = []
+        self.onGCM: Callable[[GCMStanza], None] = self._unauthorized
         self.onBytes: Callable[[], None] = lambda: None
         self._gathered: list[bytes] | None = None
         self._closing: IDelayedCall | None = None
@@ -288,25 +286,11 @@ class GCMStream(xmlstream.XmlStream):
         """
         return self.clock.callLater(*args, **kwargs)
 
-    def _hold(self, stanza: GCMStanza) -> None:
+    def _unauthorized(self, stanza: GCMStanza) -> None:
         """
-        A message came before the login was complete at this end: a connection
-        server delivers as soon as the resource is bound, and the answer to
-        the request for a session may still be on its way.
+        A message came before its sender had logged in, or had let us in.
         """
-        if len(self._held) >= MAX_HELD:
-            raise StreamRefused("policy-violation", "too many messages before the login was complete")
-        self._held.append(stanza)
-
-    def begin(self, onGCM: Callable[[GCMStanza], None]) -> None:
-        """
-        The login is complete: from now on give the messages to this function,
-        and first those that have come already.
-        """
-        self.onGCM = onGCM
-        held, self._held = self._held, []
-        for stanza in held:
-            onGCM(stanza)
+        raise StreamRefused("not-authorized", "a message before the login was complete")
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -329,11 +313,33 @@ class GCMStream(xmlstream.XmlStream):
         Answer what cannot be accepted with a stream error, and close.
         """
         condition = error.condition if isinstance(error, StreamRefused) else self.malformedCondition
-        # Deaf from here on: more may come before the connection is closed.
-        self.stream = None
         self.dispatch(Failure(error), xmlstream.STREAM_ERROR_EVENT)
         self.sendStreamError(StreamError(condition))
+
+    def sendStreamError(self, streamError: StreamError) -> None:
+        """
+        End the stream with an error.
+
+        We are deaf from here on, though more may come before the connection
+        is closed, and though more may stand in what is being parsed.
+        """
+        self.stream = None
+        self.onGCM = lambda stanza: None
+        super().sendStreamError(streamError)
         self.limitClose()
+
+    def onElement(self, element: domish.Element) -> None:
+        """
+        A stanza came that is no message with a payload.
+        """
+        if self.stream is not None:
+            self.elementReceived(element)
+
+    def elementReceived(self, element: domish.Element) -> None:
+        """
+        The same, while we listen: it goes to whoever has asked for it.
+        """
+        super().onElement(element)
 
     def onDocumentEnd(self) -> None:
         """

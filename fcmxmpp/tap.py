@@ -385,7 +385,8 @@ def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
     if trustRoots and not any(Path(trustRoots[1]).glob("*.pem")):
         _die(f"--endpoint: there are no certificates (*.pem) in the trustRoots directory {trustRoots[1]!r}")
     try:
-        return clientFromString(reactor, description)
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
+        return endpoint
     except Exception as error:
         _die(
             "--endpoint has to look like tls:HOST:PORT or tls:HOST:PORT:trustRoots=DIR: "

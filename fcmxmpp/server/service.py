@@ -40,6 +40,9 @@ _log = Logger()
 
 #: How many messages may wait for one sender's app server.
 MAX_QUEUE = 100_000
+#: Bytes that a message_id may take: with the largest data it has to fit into
+#: a stanza that an app server takes.
+MAX_ID_BYTES = 1024
 #: Seconds between looks for messages whose time has run out.
 SWEEP = 60.0
 
@@ -158,6 +161,9 @@ class ConnectionServer(Service):
         except UnicodeEncodeError:
             device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
             return
+        if len(message_id.encode()) > MAX_ID_BYTES:
+            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
+            return
         if size > MAX_DATA_BYTES:
             device.callbacks.messageFailed(message_id, "SIZE")
             return
@@ -243,11 +249,12 @@ class ConnectionServer(Service):
         self._sweep = None
         now = self._clock.seconds()
         for sender in self._senders.values():
-            for entrusted in sender.queue.clear():
+            waiting = sender.queue.clear()
+            sender.queue.giveBack((e.message.key, e) for e in waiting if e.expires >= now)
+            # Only then, because a device that is told may send again at once.
+            for entrusted in waiting:
                 if entrusted.expires < now:
                     self._expire(sender, entrusted)
-                else:
-                    sender.queue.append(entrusted.message.key, entrusted)
         if any(sender.queue for sender in self._senders.values()):
             self._setSweep()
 
@@ -374,5 +381,4 @@ class ConnectionServer(Service):
         self._idle.append(closed)
         for stream in list(self._connections):
             stream.sendStreamError(StreamError("system-shutdown"))
-            stream.limitClose()
         return closed

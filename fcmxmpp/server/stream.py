@@ -26,7 +26,6 @@ from fcmxmpp.session import Answered, Foreign, KeepAlive, Lost, Output, Received
 from fcmxmpp.stanza import (
     GCMStanza,
     GCMStream,
-    StreamRefused,
     answerIQ,
     attribute,
     payloadOf,
@@ -144,7 +143,6 @@ class ServerStream(GCMStream):
     def __init__(self, routes: IRoutes, clock: IReactorTime) -> None:
         super().__init__(_Passive(), clock)
         self._routes = routes
-        self.onGCM = self._unauthorized
         self._await: Callable[[domish.Element], None] = self._auth
         self._timer: IDelayedCall | None = None
         self._domain = "gcm.googleapis.com"
@@ -165,7 +163,6 @@ class ServerStream(GCMStream):
         self._timer = None
         _log.info("closed a stream that did not log in")
         self.sendStreamError(StreamError("connection-timeout"))
-        self.limitClose()
 
     def headerReceived(self, header: domish.Element) -> None:
         """
@@ -194,7 +191,7 @@ class ServerStream(GCMStream):
         )
         self._headerSent = True
 
-    def onElement(self, element: domish.Element) -> None:
+    def elementReceived(self, element: domish.Element) -> None:
         """
         Anything but a message with a payload came.
         """
@@ -202,12 +199,6 @@ class ServerStream(GCMStream):
             self.close()
             return
         self._await(element)
-
-    def _unauthorized(self, stanza: GCMStanza) -> None:
-        """
-        A message came before the bind.
-        """
-        raise StreamRefused("not-authorized", "a message before the login was complete")
 
     def _auth(self, element: domish.Element) -> None:
         """
@@ -302,7 +293,7 @@ class ServerStream(GCMStream):
         The conversation begins.
         """
         self.session = Session(Role.CONNECTION_SERVER, self.clock.seconds())
-        self.begin(self._stanzaReceived)
+        self.onGCM = self._stanzaReceived
         if self._timer is not None:
             self._timer.cancel()
         self._setTimer()
@@ -433,10 +424,10 @@ class ServerStream(GCMStream):
         """
         The connection is gone.
         """
-        super().connectionLost(reason)
         self.onGCM = _ignore
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        super().connectionLost(reason)
         if self.session is not None:
             for output in self.session.lost():
                 self._carryOut(output)

@@ -1,0 +1,59 @@
+# An app server with a handler of your own, as a Twisted application:
+#
+#     twistd -n -y tap/fcm-xmpp.tac
+#
+# It logs in to the connection server named by FCM_ENDPOINT (such as
+# tls:push.example.org:5235), with FCM_SENDER_ID and FCM_SERVER_KEY_FILE; where
+# FCM_ENDPOINT is not set, to one that it runs itself, so that this can be
+# tried as it is.  Copy it, and put your handler in place of Journal.
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from twisted.application.service import Application
+from twisted.internet import reactor
+from twisted.internet.endpoints import clientFromString
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from fcmxmpp.appserver import AppServer
+from fcmxmpp.connection import Credentials
+from fcmxmpp.delivery import Policy
+from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
+from fcmxmpp.interfaces import IUpstreamHandler
+
+
+@implementer(IUpstreamHandler)
+class Journal:
+    """
+    Notes that a message came.  A real handler would do something with it, and
+    return a Deferred (or be "async def") if that takes time.
+    """
+
+    log = Logger()
+
+    def messageReceived(self, message):
+        # Identifiers only: what devices send does not belong in a log.
+        self.log.info("handled {message_id}", message_id=message.message_id)
+
+
+application = Application("fcm-xmpp")
+
+if "FCM_ENDPOINT" in os.environ:
+    endpoint = clientFromString(reactor, os.environ["FCM_ENDPOINT"])
+    key = Path(os.environ["FCM_SERVER_KEY_FILE"]).read_text().splitlines()[0].strip()
+    credentials = Credentials(os.environ["FCM_SENDER_ID"], key)
+else:
+    endpoint = EmbeddedConnectionServer(reactor, "123456789")
+    endpoint.setServiceParent(application)
+    DeviceThatTalks(endpoint, reactor, lambda: str(uuid4())).setServiceParent(application)
+    credentials = endpoint.credentials
+
+AppServer(
+    endpoint,
+    credentials,
+    Journal(),
+    clock=reactor,
+    policy=Policy(handlerTimeout=30, handlerTries=5),
+).setServiceParent(application)
