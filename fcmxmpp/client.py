@@ -308,7 +308,9 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         How many downstream messages may be sent on this stream now.
         """
-        return 0 if self.session is None else self.session.room
+        if self.session is None or self._stream is None or self._stream.closing:
+            return 0
+        return self.session.room
 
     def sendDownstream(self, message: DownstreamMessage) -> None:
         """

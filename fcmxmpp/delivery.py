@@ -139,7 +139,7 @@ class UpstreamDelivery:
         self._attempts: dict[tuple[str, str], _Handling] = {}
         self._sweep: IDelayedCall | None = None
         self._stopping = False
-        self._idle: Deferred[None] | None = None
+        self._idle: list[Deferred[None]] = []
         self.malformed = 0
         self.deadLetters = 0
 
@@ -382,9 +382,7 @@ class UpstreamDelivery:
         """
         for waiter in self._leave(handling):
             waiter.callback(None)
-        if self._idle is not None and not self._running:
-            idle, self._idle = self._idle, None
-            idle.callback(None)
+        self._noteIdle()
 
     def _abandon(self, handling: _Handling) -> None:
         """
@@ -396,9 +394,16 @@ class UpstreamDelivery:
             self._deadLetter(handling.message.message_id, handling.message.from_, reason)
         for waiter in self._leave(handling):
             waiter.errback(Stopped(reason))
-        if self._idle is not None and not self._running:
-            idle, self._idle = self._idle, None
-            idle.callback(None)
+        self._noteIdle()
+
+    def _noteIdle(self) -> None:
+        """
+        Tell those who wait for the end that nothing is being handled any more.
+        """
+        if not self._running:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                waiter.callback(None)
 
     async def stop(self, grace: float) -> None:
         """
@@ -417,12 +422,12 @@ class UpstreamDelivery:
                 self._abandon(handling)
         if self._running:
             _log.info("waiting for {count} handlers", count=len(self._running))
-            self._idle = Deferred()
-            self._idle.addTimeout(grace, self._clock)
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
             try:
-                await self._idle
+                await idle.addTimeout(grace, self._clock)
             except DeferredTimeoutError:
-                self._idle = None
+                self._idle.remove(idle)
                 _log.warn("{count} handlers did not end in time", count=len(self._running))
         for handling in list(self._running.values()):
             attempt = handling.attempt

@@ -59,6 +59,7 @@ class SimulatedDevice:
         self._server = server
         self._device = Device(token, senderID, category, self)
         self._waiting: dict[str, list[Deferred[None]]] = {}
+        self._sending: str | None = None
         self.stored: list[str] = []
         self.delivered: list[str] = []
         self.failed: list[tuple[str, str]] = []
@@ -78,13 +79,16 @@ class SimulatedDevice:
         """
         result: Deferred[None] = Deferred()
         self._waiting.setdefault(message_id, []).append(result)
+        self._sending = message_id
         self._server.submit(self._device, message_id, data, time_to_live)
+        self._sending = None
         return result
 
     def messageStored(self, message_id: str) -> None:
         """
         See L{IDeviceCallbacks.messageStored}.
         """
+        self._sending = None
         self.stored.append(message_id)
 
     def messageDelivered(self, message_id: str) -> None:
@@ -99,14 +103,17 @@ class SimulatedDevice:
         See L{IDeviceCallbacks.messageFailed}.
         """
         self.failed.append((message_id, error))
-        self._next(message_id).errback(DeliveryFailed(error))
+        # What is refused at once is the one that is just being sent.
+        newest = self._sending == message_id
+        self._sending = None
+        self._next(message_id, -1 if newest else 0).errback(DeliveryFailed(error))
 
-    def _next(self, message_id: str) -> Deferred[None]:
+    def _next(self, message_id: str, which: int = 0) -> Deferred[None]:
         """
-        The oldest send of a message that has no outcome yet.
+        The oldest, or the newest, send of a message that has no outcome yet.
         """
         waiting = self._waiting[message_id]
-        result = waiting.pop(0)
+        result = waiting.pop(which)
         if not waiting:
             del self._waiting[message_id]
         return result

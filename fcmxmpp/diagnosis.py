@@ -60,7 +60,7 @@ def describe(error: BaseException | None, stream: GCMStream | None = None) -> st
         if stream is not None and not _hasBegun(stream):
             return "the server hung up without a word: is this an XMPP port, and does it want TLS?"
         return "closed by the server" if isinstance(error, ConnectionDone) else "the connection broke"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _hasBegun(stream: GCMStream | None) -> bool:

@@ -20,7 +20,7 @@ from fcmxmpp.client import FCMClientProtocol, ISettles
 from fcmxmpp.errors import FCMError, Nacked, NotSendable, QueueFull, Stopped
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
-from fcmxmpp.payload import encode
+from fcmxmpp.payload import MAX_TEXT, encode
 from fcmxmpp.window import Queue
 
 
@@ -62,7 +62,10 @@ class DownstreamSender:
                 raise NotSendable("to", "exactly one of to and condition must be given")
             if message_id in self._results:
                 raise NotSendable("message_id", "a message with this message_id is still unanswered")
-            encode(message)
+            if not message_id:
+                raise NotSendable("message_id", "must not be empty")
+            if len(encode(message)) > MAX_TEXT // 2:
+                raise NotSendable("data", "the message is larger than a stanza may be")
             if self._queue.full:
                 raise QueueFull(f"{self._queue.limit} messages wait already")
         except FCMError:
@@ -97,9 +100,10 @@ class DownstreamSender:
     def _settle(self, message: DownstreamMessage) -> Deferred[Ack] | None:
         """
         The Deferred of a message that has its final answer; None if the
-        application does not wait for it any more.
+        application has cancelled it, or if it was stopped.
         """
-        return self._results.pop(message.message_id or "", None)
+        result = self._results.pop(message.message_id or "", None)
+        return None if result is None or result.called else result
 
     def linkReady(self, protocol: FCMClientProtocol) -> None:
         """
@@ -160,5 +164,5 @@ class DownstreamSender:
         self._streams.clear()
         self._queue.clear()
         results, self._results = self._results, {}
-        for result in results.values():
+        for result in [result for result in results.values() if not result.called]:
             result.errback(Stopped("the app server stopped before the message was answered"))

@@ -76,6 +76,8 @@ def encode(message: _Message) -> bytes:
         text = _encode(message)
     except UnicodeEncodeError:
         raise NotSendable("message", "holds half of a surrogate pair, which has no UTF-8 form") from None
+    except TypeError:
+        raise NotSendable("message", "holds what has no JSON form") from None
     # Inside JSON these can only stand in strings, so a blind replace is right.
     if b"&" in text:
         text = text.replace(b"&", b"\\u0026")

@@ -357,6 +357,13 @@ class GCMStream(xmlstream.XmlStream):
             self.transport.loseConnection()
             self.limitClose()
 
+    @property
+    def closing(self) -> bool:
+        """
+        Whether this end of the stream has been ended.
+        """
+        return self._closing is not None
+
     def limitClose(self) -> None:
         """
         Do not wait for ever for a peer that reads no more.

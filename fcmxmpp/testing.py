@@ -64,6 +64,38 @@ SENDER_ID = "987654321098"
 SERVER_KEY = "EXAMPLE-SERVER-KEY"
 
 
+class _End(FakeTransport):
+    """
+    One end of a connection in memory.
+    """
+
+    aborted = False
+    dropped = False
+    _told = False
+
+    def abortConnection(self) -> None:
+        """
+        End the connection without waiting for the other end.
+        """
+        super().abortConnection()
+        self.aborted = True
+
+    def reportDisconnect(self) -> None:
+        """
+        Tell the protocol of the end, once.
+        """
+        if not self._told:
+            self._told = True
+            super().reportDisconnect()
+
+    def drop(self) -> None:
+        """
+        End the connection at this end alone.
+        """
+        self.disconnecting = self.disconnected = self.dropped = True
+        self.reportDisconnect()
+
+
 @implementer(IStreamClientEndpoint)
 class MemoryNetwork:
     """
@@ -72,7 +104,8 @@ class MemoryNetwork:
     @ivar clock: the time.
     @ivar refuse: while true, connecting fails.
     @ivar silent: while true, connections are made but carry no byte, and
-        nobody hears of their end: a network that lost its route.
+        neither end hears of what the other does: a network that lost its
+        route.
     @ivar attempts: how often a connection was asked for.
     """
 
@@ -97,9 +130,9 @@ class MemoryNetwork:
         self._pumps.append(
             connect(
                 server,
-                FakeTransport(server, isServer=True),
+                _End(server, isServer=True),
                 client,
-                FakeTransport(client, isServer=False),
+                _End(client, isServer=False),
                 greet=False,
                 clock=self.clock,
             )
@@ -117,6 +150,12 @@ class MemoryNetwork:
         """
         Carry bytes to and fro until there are none.
         """
+        for pump in list(self._pumps):
+            for end, other in ((pump.clientIO, pump.serverIO), (pump.serverIO, pump.clientIO)):
+                # In silence, whoever aborts is told by its own system, and
+                # nothing crosses; the other end hears of it afterwards.
+                if (end.aborted and self.silent) or (other.dropped and not self.silent):
+                    end.drop()
         busy = not self.silent
         while busy:
             busy = False
@@ -144,9 +183,7 @@ class MemoryNetwork:
             for end in (pump.clientIO, pump.serverIO):
                 end.getOutBuffer()
                 end.disconnectReason = ConnectionLost()
-                if not end.disconnected:
-                    end.disconnecting = end.disconnected = True
-                    end.reportDisconnect()
+                end.drop()
 
 
 @implementer(IUpstreamHandler, IReceiptHandler)

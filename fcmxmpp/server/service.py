@@ -348,7 +348,7 @@ class ConnectionServer(Service):
         elif to is not None and not to.startswith("/topics/"):
             device = self.registry.device(to)
             if device is None:
-                error = ("BAD_REGISTRATION", "Invalid token on 'to' field")
+                error = ("BAD_REGISTRATION", f"Invalid token on 'to' field: {to}")
             elif device.senderID != stream.senderID:
                 error = ("SENDER_ID_MISMATCH", "The token belongs to another sender")
             elif not message.dry_run:

@@ -379,7 +379,7 @@ class ServerStream(GCMStream):
         """
         How many messages may be delivered on this stream now.
         """
-        return 0 if self.session is None else self.session.room
+        return 0 if self.session is None or self.closing else self.session.room
 
     @property
     def unanswered(self) -> int:

@@ -1,0 +1,552 @@
+"""
+Tests for L{fcmxmpp.appserver}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import Invalid, implementer
+
+from fcmxmpp.appserver import AppServer
+from fcmxmpp.connection import Credentials
+from fcmxmpp.delivery import Policy
+from fcmxmpp.errors import HandlerFailed, Stopped
+from fcmxmpp.interfaces import Acknowledged, Handled, IDownstreamSender, IUpstreamHandler, LinkReady
+from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.testing import (
+    SENDER_ID,
+    SERVER_KEY,
+    MemoryNetwork,
+    RecordingHandler,
+    RecordingObserver,
+    ScriptedConnectionServer,
+)
+
+
+def upstream(message_id: str) -> UpstreamMessage:
+    """
+    A message of a device.
+    """
+    return UpstreamMessage(from_="tok-A", message_id=message_id)
+
+
+class Harness:
+    """
+    An app server, and the connection server that it is connected to.
+
+    @ivar clock: their time.
+    @ivar script: the connection server.
+    @ivar network: what joins them.
+    @ivar observer: what the app server told.
+    @ivar appServer: the app server.
+    @ivar bytes: what it has sent since it is ready, piece by piece.
+    """
+
+    def __init__(self, handler: Any, **options: Any) -> None:
+        self.clock = Clock()
+        self.script = ScriptedConnectionServer()
+        self.network = MemoryNetwork(self.clock, self.script.factory(self.clock))
+        self.observer = RecordingObserver()
+        self.appServer = AppServer(
+            self.network,
+            Credentials(SENDER_ID, SERVER_KEY),
+            handler,
+            clock=self.clock,
+            random=lambda: 0.0,
+            observer=self.observer,
+            **options,
+        )
+        self.bytes: list[bytes] = []
+
+    def start(self) -> None:
+        """
+        Start the app server, and see it logged in.
+        """
+        self.appServer.startService()
+        self.network.pump()
+        stream = self.script.stream
+        dataReceived = stream.dataReceived
+
+        def listen(data: bytes) -> None:
+            self.bytes.append(data)
+            dataReceived(data)
+
+        stream.dataReceived = listen  # type: ignore[method-assign]
+
+    def deliver(self, *ids: str) -> None:
+        """
+        Have the connection server deliver messages.
+        """
+        for message_id in ids:
+            self.script.deliver(upstream(message_id))
+        self.network.pump()
+
+
+class AppServerCase(SynchronousTestCase):
+    """
+    What the test cases of this module share.
+    """
+
+    def makeAppServer(self, handler: Any, *, start: bool = True, **options: Any) -> Harness:
+        """
+        Make an app server; when the test is over it has to stop without a
+        trace.
+        """
+        harness = Harness(handler, **options)
+        self.addCleanup(self.assertStops, harness)
+        if start:
+            harness.start()
+        return harness
+
+    def assertStops(self, harness: Harness) -> None:
+        """
+        Assert that an app server stops and leaves nothing behind.
+        """
+        stopped = harness.appServer.stopService()
+        harness.network.advance(11)
+        self.successResultOf(stopped)
+        self.assertEqual(0, harness.network.connections)
+        self.assertEqual([], harness.clock.getDelayedCalls())
+
+
+class HandlerTests(AppServerCase):
+    """
+    The application's handler is given as an object or as what makes one.
+    """
+
+    def test_object(self) -> None:
+        """
+        An object that provides L{IUpstreamHandler} is the handler.
+        """
+        handler = RecordingHandler()
+        harness = self.makeAppServer(handler)
+        harness.deliver("m-1", "m-2")
+        self.assertEqual((["m-1", "m-2"], ["m-1", "m-2"]), (handler.ids, harness.script.acks))
+
+    def test_factory(self) -> None:
+        """
+        A callable is given what to send by, once, and returns the handler.
+        """
+        senders: list[IDownstreamSender] = []
+        handler = RecordingHandler()
+
+        def make(sender: IDownstreamSender) -> RecordingHandler:
+            senders.append(sender)
+            return handler
+
+        harness = self.makeAppServer(make)
+        harness.deliver("m-1")
+        self.assertEqual((["m-1"], 1), (handler.ids, len(senders)))
+        self.assertTrue(IDownstreamSender.providedBy(senders[0]))
+
+    def test_class(self) -> None:
+        """
+        A class that implements it is such a callable, too: it is not taken
+        for a handler.
+        """
+
+        @implementer(IUpstreamHandler)
+        class Echo:
+            def __init__(self, sender: Any) -> None:
+                self.sender = sender
+
+            async def messageReceived(self, message: UpstreamMessage) -> None:
+                await self.sender.send(DownstreamMessage(to=message.from_, message_id="m-2"))
+
+        harness = self.makeAppServer(Echo)
+        harness.deliver("m-1")
+        self.assertEqual([DownstreamMessage(to="tok-A", message_id="m-2")], harness.script.downstream)
+        self.assertEqual([], harness.script.acks)
+        harness.script.deliver(Ack(message_id="m-2"))
+        harness.network.pump()
+        self.assertEqual(["m-1"], harness.script.acks)
+
+    def test_callableHandler(self) -> None:
+        """
+        A handler that can be called is a handler all the same.
+        """
+
+        class Callable(RecordingHandler):
+            def __call__(self, sender: object) -> None:
+                raise AssertionError
+
+        handler = Callable()
+        self.makeAppServer(handler).deliver("m-1")
+        self.assertEqual(["m-1"], handler.ids)
+
+    def test_sendWhileBeingMade(self) -> None:
+        """
+        A handler may send as soon as it is made; the message waits for the
+        link.
+        """
+        results: list[Deferred[Ack]] = []
+
+        def make(sender: Any) -> RecordingHandler:
+            results.append(sender.send(DownstreamMessage(to="tok-A", message_id="m-1")))
+            return RecordingHandler()
+
+        harness = self.makeAppServer(make)
+        self.assertEqual(["m-1"], [message.message_id for message in harness.script.downstream])
+        harness.script.deliver(Ack(message_id="m-1"))
+        harness.network.pump()
+        self.assertEqual(Ack(message_id="m-1"), self.successResultOf(results[0]))
+
+    def assertRefused(self, handler: object, *words: str) -> None:
+        """
+        Assert that this is not taken for a handler, and that the error says
+        why.
+        """
+        error = self.assertRaises(Invalid, Harness, handler)
+        for word in ("IUpstreamHandler", *words):
+            self.assertIn(word, str(error))
+
+    def test_notAHandler(self) -> None:
+        """
+        An object that does not say that it is a handler is refused when the
+        app server is made, not when the first message comes.
+        """
+
+        class NoHandler:
+            def messageReceived(self, message: UpstreamMessage) -> None:
+                """
+                It has the method, but does not say so.
+                """
+
+        self.assertRefused(NoHandler(), "NoHandler")
+        self.assertRefused(None, "None")
+        self.assertRefused(lambda sender: "not a handler", "not a handler")
+
+    def test_noMethod(self) -> None:
+        """
+        So is one that says so and has no such method.
+        """
+
+        @implementer(IUpstreamHandler)
+        class Unfinished:
+            pass
+
+        self.assertRefused(Unfinished(), "Unfinished", "messageReceived")
+
+    def test_wrongMethod(self) -> None:
+        """
+        So is one whose method cannot be called with a message.
+        """
+
+        @implementer(IUpstreamHandler)
+        class Wrong:
+            def messageReceived(self) -> None:
+                """
+                It takes nothing.
+                """
+
+        self.assertRefused(Wrong(), "Wrong", "messageReceived")
+        self.assertRefused(lambda sender: Wrong(), "Wrong", "messageReceived")
+
+
+class ServiceTests(AppServerCase):
+    """
+    An L{AppServer} is a service.
+    """
+
+    def test_start(self) -> None:
+        """
+        It connects when it is started, not when it is made.
+        """
+        harness = self.makeAppServer(RecordingHandler(), start=False)
+        self.assertEqual((0, []), (harness.network.attempts, harness.clock.getDelayedCalls()))
+        harness.start()
+        self.assertEqual((1, [LinkReady(1)]), (harness.network.attempts, harness.observer.events))
+        self.assertTrue(harness.appServer.running)
+
+    def test_parent(self) -> None:
+        """
+        It starts and stops with the service that it belongs to.
+        """
+        harness = self.makeAppServer(RecordingHandler(), start=False)
+        parent = MultiService()
+        harness.appServer.setServiceParent(parent)
+        parent.startService()
+        harness.network.pump()
+        self.assertEqual(1, harness.appServer.link.generation)
+        stopped = parent.stopService()
+        self.assertNoResult(stopped)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual((0, []), (harness.network.connections, harness.clock.getDelayedCalls()))
+
+    def test_neverStarted(self) -> None:
+        """
+        One that was never started can be stopped.
+        """
+        harness = self.makeAppServer(RecordingHandler(), start=False)
+        self.successResultOf(harness.appServer.stopService())
+
+    def test_defaults(self) -> None:
+        """
+        All but the endpoint, the credentials, the handler and the clock has a
+        default.
+        """
+        clock = Clock()
+        script = ScriptedConnectionServer()
+        network = MemoryNetwork(clock, script.factory(clock))
+        handler = RecordingHandler()
+        appServer = AppServer(network, Credentials(SENDER_ID, SERVER_KEY), handler, clock=clock)
+        appServer.startService()
+        network.pump()
+        script.deliver(upstream("m-1"))
+        network.pump()
+        self.assertEqual((["m-1"], ["m-1"]), (handler.ids, script.acks))
+        stopped = appServer.stopService()
+        network.pump()
+        self.successResultOf(stopped)
+
+    def test_jitterByDefault(self) -> None:
+        """
+        By default the delays are jittered, so that a thousand app servers do
+        not come back in the same instant.
+        """
+        delays = set()
+        for _ in range(20):
+            clock = Clock()
+            network = MemoryNetwork(clock, ScriptedConnectionServer().factory(clock))
+            network.refuse = True
+            appServer = AppServer(
+                network, Credentials(SENDER_ID, SERVER_KEY), RecordingHandler(), clock=clock
+            )
+            appServer.startService()
+            (call,) = clock.getDelayedCalls()
+            delays.add(call.getTime())
+            self.successResultOf(appServer.stopService())
+        self.assertTrue(len(delays) > 1 and min(delays) >= 0.5 and max(delays) <= 1.0, delays)
+
+    def test_policy(self) -> None:
+        """
+        Messages are handled by the policy that was given.
+        """
+        result: Deferred[None] = Deferred()
+        harness = self.makeAppServer(RecordingHandler(lambda _: result), policy=Policy(ack="received"))
+        harness.deliver("m-1")
+        self.assertEqual(["m-1"], harness.script.acks)
+        result.callback(None)
+
+    def test_madeIDs(self) -> None:
+        """
+        Messages that are sent without a C{message_id} are given ones that were
+        never used before.
+        """
+        harness = self.makeAppServer(RecordingHandler())
+        for _ in range(20):
+            harness.appServer.send(DownstreamMessage(to="tok-A")).addErrback(lambda _: None)
+        harness.network.pump()
+        ids = {message.message_id for message in harness.script.downstream}
+        self.assertEqual(20, len(ids))
+        self.assertNotIn(None, ids)
+
+    def test_observer(self) -> None:
+        """
+        The observer is told of the link, of messages and of ACKs, in the order
+        in which it happens.
+        """
+        harness = self.makeAppServer(RecordingHandler())
+        harness.deliver("m-1")
+        self.assertEqual(
+            ["LinkReady", "Arrived", "Handled", "Acknowledged"],
+            [type(event).__name__ for event in harness.observer.events],
+        )
+
+    def test_oneHandlerForAllStreams(self) -> None:
+        """
+        What one stream brought and the next brings again is one message, and
+        is acknowledged on the stream that is there.
+        """
+        result: Deferred[None] = Deferred()
+        handler = RecordingHandler(lambda _: result)
+        harness = self.makeAppServer(handler)
+        harness.deliver("m-1")
+        harness.network.cut()
+        harness.network.pump()
+        harness.deliver("m-1")
+        result.callback(None)
+        harness.network.pump()
+        self.assertEqual((["m-1"], ["m-1"]), (handler.ids, harness.script.acks))
+        self.assertEqual(1, len(harness.observer.of(Handled)))
+        self.assertEqual(1, len(harness.observer.of(Acknowledged)))
+
+
+class StopTests(AppServerCase):
+    """
+    The stop is in order: nothing new, the grace, the ACKs, the end of the
+    stream.
+    """
+
+    def test_idle(self) -> None:
+        """
+        Where nothing runs, the stream is ended at once.
+        """
+        harness = self.makeAppServer(RecordingHandler())
+        stopped = harness.appServer.stopService()
+        self.assertFalse(harness.appServer.running)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual([b"</stream:stream>"], harness.bytes)
+        self.assertEqual((0, []), (harness.network.connections, harness.clock.getDelayedCalls()))
+
+    def test_order(self) -> None:
+        """
+        While handlers run the stream stays open; when the last of them is done
+        its ACK goes out, then the end of the stream, and then the connection
+        is closed.
+        """
+        results = {"m-1": Deferred(), "m-2": Deferred()}
+        harness = self.makeAppServer(RecordingHandler(lambda m: results[m.message_id]), grace=10)
+        harness.deliver("m-1", "m-2")
+        stopped = harness.appServer.stopService()
+        harness.network.advance(5)
+        self.assertEqual(([], 1), (harness.bytes, harness.network.connections))
+        results["m-2"].callback(None)
+        harness.network.pump()
+        self.assertEqual(["m-2"], harness.script.acks)
+        self.assertNoResult(stopped)
+        results["m-1"].callback(None)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual(["m-2", "m-1"], harness.script.acks)
+        said = b"".join(harness.bytes)
+        self.assertTrue(said.endswith(b"</message></stream:stream>"), said)
+        self.assertEqual(0, harness.network.connections)
+
+    def test_nothingNew(self) -> None:
+        """
+        What comes in during the stop is neither handled nor acknowledged.
+        """
+        result: Deferred[None] = Deferred()
+        handler = RecordingHandler(lambda _: result)
+        harness = self.makeAppServer(handler)
+        harness.deliver("m-1")
+        stopped = harness.appServer.stopService()
+        harness.deliver("m-2")
+        result.callback(None)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual((["m-1"], ["m-1"]), (handler.ids, harness.script.acks))
+
+    def test_graceIsOver(self) -> None:
+        """
+        What is not handled when the grace is over is not acknowledged; the
+        stream is ended all the same.
+        """
+        cancelled: list[object] = []
+        harness = self.makeAppServer(RecordingHandler(lambda _: Deferred(cancelled.append)), grace=3)
+        harness.deliver("m-1")
+        stopped = harness.appServer.stopService()
+        harness.clock.advance(3 - 2**-10)
+        harness.network.pump()
+        self.assertEqual(([], []), (cancelled, harness.bytes))
+        harness.clock.advance(2**-10)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual((1, [b"</stream:stream>"]), (len(cancelled), harness.bytes))
+        self.assertEqual([], harness.clock.getDelayedCalls())
+
+    def test_sendDuringGrace(self) -> None:
+        """
+        A handler that waits for the answer to a message of its own gets it
+        during the grace.
+        """
+
+        def make(sender: Any) -> RecordingHandler:
+            return RecordingHandler(lambda _: sender.send(DownstreamMessage(to="tok-A", message_id="m-2")))
+
+        harness = self.makeAppServer(make)
+        harness.deliver("m-1")
+        stopped = harness.appServer.stopService()
+        harness.script.deliver(Ack(message_id="m-2"))
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual(["m-1"], harness.script.acks)
+
+    def test_openSends(self) -> None:
+        """
+        Sends without an answer fail when the handlers are done, and nothing is
+        sent afterwards.
+        """
+        result: Deferred[None] = Deferred()
+        harness = self.makeAppServer(RecordingHandler(lambda _: result))
+        harness.deliver("m-1")
+        sent = harness.appServer.send(DownstreamMessage(to="tok-A"))
+        stopped = harness.appServer.stopService()
+        harness.network.pump()
+        self.assertNoResult(sent)
+        result.callback(None)
+        self.failureResultOf(sent, Stopped)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.failureResultOf(harness.appServer.send(DownstreamMessage(to="tok-A")), Stopped)
+
+    def test_withoutAConnection(self) -> None:
+        """
+        An app server that waits for its next try to connect stops at once, and
+        so does one that is connecting.
+        """
+
+        class NeverConnects:
+            def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+                return Deferred()
+
+        harness = self.makeAppServer(RecordingHandler(), start=False)
+        harness.network.refuse = True
+        harness.appServer.startService()
+        self.assertEqual(1, len(harness.clock.getDelayedCalls()))
+        self.successResultOf(harness.appServer.stopService())
+        self.assertEqual([], harness.clock.getDelayedCalls())
+        clock = Clock()
+        connecting = AppServer(
+            NeverConnects(), Credentials(SENDER_ID, SERVER_KEY), RecordingHandler(), clock=clock
+        )
+        connecting.startService()
+        self.successResultOf(connecting.stopService())
+        self.assertEqual([], clock.getDelayedCalls())
+
+    def test_connectionLostDuringGrace(self) -> None:
+        """
+        If the connection is lost during the grace, the handlers get their
+        grace all the same; what a new stream brings again is acknowledged on
+        that.
+        """
+        result: Deferred[None] = Deferred()
+        harness = self.makeAppServer(RecordingHandler(lambda _: result))
+        harness.deliver("m-1")
+        stopped = harness.appServer.stopService()
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual(2, harness.appServer.link.generation)
+        harness.deliver("m-1")
+        result.callback(None)
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual(["m-1"], harness.script.acks)
+
+    def test_failingHandlers(self) -> None:
+        """
+        Messages that wait for their next try do not hold up the stop, and stay
+        unacknowledged.
+        """
+
+        def answer(message: UpstreamMessage) -> None:
+            raise ValueError
+
+        harness = self.makeAppServer(RecordingHandler(answer))
+        with capturedLogs():
+            harness.deliver("m-1")
+        self.assertEqual(1, len(self.flushLoggedErrors(HandlerFailed)))
+        stopped = harness.appServer.stopService()
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual([b"</stream:stream>"], harness.bytes)

@@ -1,0 +1,619 @@
+"""
+C{twistd fcm-xmpp} as a process of its own.
+
+Nothing sleeps: each test reads what the process writes until it has written
+what it is to write, and a deadline is the safety net.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from fcmxmpp import __version__
+from tests.checkout import childEnvironment, script
+
+
+#: Seconds that a process may take for what it is waited for.
+PATIENCE = 30.0
+
+ANNOUNCED = re.compile(r"embedded connection server: connect to it with (--endpoint .*)\n")
+
+#: A module for --handler.
+HANDLERS = """
+import os
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from fcmxmpp import embedded
+from fcmxmpp.interfaces import IUpstreamHandler
+
+# The device that talks is to talk faster.
+embedded.DeviceThatTalks.INTERVAL = 0.05
+
+
+def say(what, message):
+    os.write(1, f"{what} {message.data['count']}\\n".encode())
+
+
+@implementer(IUpstreamHandler)
+class Plain:
+    def __init__(self, sender):
+        self.sender = sender
+
+    def messageReceived(self, message):
+        say("plain", message)
+
+
+@implementer(IUpstreamHandler)
+class _Async:
+    async def messageReceived(self, message):
+        say("async", message)
+
+
+coroutine = _Async()
+
+
+@implementer(IUpstreamHandler)
+class _Never:
+    def messageReceived(self, message):
+        say("never", message)
+        return Deferred()
+
+
+def never(sender):
+    return _Never()
+
+
+@implementer(IUpstreamHandler)
+class _Raises:
+    def messageReceived(self, message):
+        raise ValueError(f"quoted: {message.data}")
+
+
+raises = _Raises()
+
+
+@implementer(IUpstreamHandler)
+class _ToPipe:
+    def messageReceived(self, message):
+        os.write(int(os.environ["TEST_PIPE"]), f"{message.data['count']}\\n".encode())
+
+
+toPipe = _ToPipe()
+"""
+
+
+class Child:
+    """
+    A process.
+
+    @ivar out: what it has written to standard output, as far as it was read.
+    @ivar err: the same for standard error.
+    """
+
+    def __init__(self, command: list[str], directory: Path, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._read = {"out": b"", "err": b""}
+        self._selector = selectors.DefaultSelector()
+        for name, stream in self._streams().items():
+            os.set_blocking(stream.fileno(), False)
+            self._selector.register(stream, selectors.EVENT_READ, name)
+
+    def _streams(self) -> dict[str, Any]:
+        """
+        Its standard streams, by name.
+        """
+        return {"out": self.process.stdout, "err": self.process.stderr}
+
+    @property
+    def out(self) -> str:
+        """
+        See the class.
+        """
+        return self._read["out"].decode()
+
+    @property
+    def err(self) -> str:
+        """
+        See the class.
+        """
+        return self._read["err"].decode()
+
+    def closeOutput(self) -> None:
+        """
+        Read its standard output no more.
+        """
+        stream = self._streams()["out"]
+        self._selector.unregister(stream)
+        stream.close()
+
+    def _step(self, deadline: float) -> bool:
+        """
+        Read what there is, or wait for it.
+
+        @return: whether there may be more.
+        """
+        if not self._selector.get_map():
+            return False
+        ready = self._selector.select(max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise AssertionError(f"waited too long; out: {self.out}\nerr: {self.err}")
+        for key, _ in ready:
+            data = os.read(key.fd, 65536)
+            self._read[key.data] += data
+            if not data:
+                self._selector.unregister(key.fileobj)
+        return True
+
+    def until(self, pattern: str | re.Pattern[str], name: str = "err") -> re.Match[str]:
+        """
+        Read until this is found.
+
+        @return: where it was found.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = re.search(pattern, self._read[name].decode())
+            if found is not None:
+                return found
+            if not self._step(deadline):
+                raise AssertionError(f"it ended without {pattern!r}; out: {self.out}\nerr: {self.err}")
+
+    def end(self) -> int:
+        """
+        Read everything, and wait for the end.
+
+        @return: the exit status.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while self._step(deadline):
+            pass
+        return self.process.wait(PATIENCE)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """
+        Send a signal, and wait for the end.
+        """
+        self.process.send_signal(number)
+        return self.end()
+
+    def running(self) -> bool:
+        """
+        Whether it still runs.
+        """
+        return self.process.poll() is None
+
+    def cleanUp(self) -> None:
+        """
+        See to it that nothing is left.
+        """
+        if self.running():
+            self.process.kill()
+            self.process.wait()
+        self._selector.close()
+        for stream in self._streams().values():
+            stream.close()
+
+
+class CommandLineCase(SynchronousTestCase):
+    """
+    Tests that start processes.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have a directory to run in, and another with a module for --handler.
+        """
+        self.directory = Path(tempfile.mkdtemp()).resolve()
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.cwd = self.directory / "cwd"
+        self.modules = self.directory / "modules"
+        self.temporary = self.directory / "tmp"
+        for each in (self.cwd, self.modules, self.temporary):
+            each.mkdir()
+        (self.modules / "commandline_handlers.py").write_text(HANDLERS)
+
+    def twistd(self, *arguments: str, options: tuple[str, ...] = ("-n",), **more: str) -> Child:
+        """
+        Start C{twistd fcm-xmpp}.
+
+        @param options: twistd's own.
+        @param more: environment variables.
+        """
+        environment = childEnvironment(TMPDIR=str(self.temporary), **more)
+        paths = [str(self.modules), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        command = [sys.executable, script("twistd"), *options, "--pidfile=", "fcm-xmpp", *arguments]
+        child = Child(command, self.cwd, environment)
+        self.addCleanup(child.cleanUp)
+        return child
+
+    def write(self, name: str, text: str) -> str:
+        """
+        Write a file.
+
+        @return: its path.
+        """
+        path = self.cwd / name
+        path.write_text(text)
+        return str(path)
+
+    def stopped(self, child: Child, number: int = signal.SIGTERM) -> None:
+        """
+        At this signal the process ends in order: with the exit status 0, and
+        nothing left.
+        """
+        self.assertTrue(child.running())
+        self.assertEqual(0, child.stop(number), child.err)
+        self.assertNotIn("Traceback", child.err)
+        self.assertNotIn("Exception ignored", child.err)
+
+    def lines(self, child: Child) -> list[dict[str, Any]]:
+        """
+        The standard output, which consists of JSON lines only.
+        """
+        self.assertTrue(child.out.endswith("\n"))
+        return [json.loads(line) for line in child.out.splitlines()]
+
+
+class WrongUseTests(CommandLineCase):
+    """
+    What cannot work is told at the start.
+    """
+
+    def test_wrongUses(self) -> None:
+        """
+        Whatever is wrong with the command line: the exit status is 1, there is
+        one line on standard error and nothing else, no daemon, no file.
+        """
+        key = self.write("key", "EXAMPLE-SERVER-KEY\n")
+        config = self.write("wrong.toml", "no-such-setting = 1\n")
+        broken = self.write("broken.toml", "handler = \n")
+        (self.modules / "commandline_broken.py").write_text("import no_such_module_at_all\n")
+        login = ("--sender-id", "123", "--server-key-file", key)
+        endpoint = ("--endpoint", "tls:localhost:5235")
+        table = [
+            ((), "no connection server to connect to: Google switched its own off in 2024, .*--embedded"),
+            (("--no-such-option",), "option --no-such-option not recognized"),
+            (("argument",), "unexpected argument 'argument'.*"),
+            (("--demo",), "--demo needs --embedded"),
+            (("--embedded", *endpoint), "--embedded and --endpoint exclude each other"),
+            ((*endpoint,), "who to log in as.*"),
+            ((*endpoint, "--sender-id", "123"), "no server key.*"),
+            (("--endpoint", "tcp:localhost:5235", *login), "--endpoint has to begin with tls:.*"),
+            (("--endpoint", "tls:localhost", *login), "--endpoint has to look like.*"),
+            (("--endpoint", "tls:localhost:5235:trustRoots=.", *login), "--endpoint: there are no certif.*"),
+            (("--embedded", "--handler", "no_such_module.x"), "--handler no_such_module.x cannot be imp.*"),
+            (("--embedded", "--handler", "commandline_broken.x"), ".* cannot be imported: .*at_all.*"),
+            (("--embedded", "--handler", "os.sep"), "--handler os.sep is neither .*"),
+            (("--config", config), "unknown setting 'no-such-setting' in .*"),
+            (("--config", broken), "cannot read --config: .*"),
+        ]
+        children = [(self.twistd(*arguments), expected) for arguments, expected in table]
+        daemon = self.twistd("--embedded", options=())
+        children.append((daemon, "the default handler writes to standard output, .*twistd -n.*"))
+        for child, expected in children:
+            self.assertEqual(1, child.end(), child.err)
+            self.assertEqual("", child.out)
+            self.assertRegex(child.err, f"^twistd fcm-xmpp: {expected}\n$")
+            self.assertEqual(1, child.err.count("\n"), child.err)
+            self.assertNotIn("EXAMPLE-SERVER-KEY", child.err)
+        self.assertEqual({"key", "wrong.toml", "broken.toml"}, set(os.listdir(self.cwd)))
+        self.assertEqual([], os.listdir(self.temporary))
+
+    def test_helpAndVersion(self) -> None:
+        """
+        The help names every option, and the version is that of the package;
+        both end with the exit status 0.
+        """
+        help, version = self.twistd("--help"), self.twistd("--version")
+        self.assertEqual((0, ""), (help.end(), help.err))
+        for name in (
+            "embedded",
+            "demo",
+            "sender-id",
+            "server-key-file",
+            "endpoint",
+            "handler",
+            "ack",
+            "grace",
+        ):
+            self.assertIn(f"--{name}", help.out)
+        for name in ("handler-timeout", "handler-tries", "config", "help", "version"):
+            self.assertIn(f"--{name}", help.out)
+        self.assertIn("FCM_SERVER_KEY_FILE", help.out)
+        self.assertIn("Firebase Cloud Messaging XMPP app server", help.out)
+        self.assertEqual((0, ""), (version.end(), version.err))
+        self.assertEqual(f"fcmxmpp {__version__}\n", version.out)
+
+
+class EmbeddedTests(CommandLineCase):
+    """
+    C{--embedded}.
+    """
+
+    def runsUntil(self, number: int) -> None:
+        """
+        It runs until this signal.
+        """
+        child = self.twistd("--embedded")
+        announced = shlex.split(child.until(ANNOUNCED)[1])
+        child.until("\n", "out")
+        (directory,) = self.temporary.iterdir()
+        self.assertEqual(["certs", "server-key.txt"], sorted(os.listdir(directory)))
+        key = (directory / "server-key.txt").read_text().strip()
+        self.assertRegex(
+            announced[1], f"^tls:localhost:[0-9]+:trustRoots={re.escape(str(directory / 'certs'))}$"
+        )
+        self.assertEqual(
+            ["--endpoint", "--sender-id", "--server-key-file"], [announced[0], announced[2], announced[4]]
+        )
+        self.assertEqual(str(directory / "server-key.txt"), announced[5])
+        if os.path.isdir("/proc"):
+            commandLine = Path(f"/proc/{child.process.pid}/cmdline").read_bytes()
+            self.assertNotIn(key.encode(), commandLine)
+        self.stopped(child, number)
+        (line,) = self.lines(child)
+        self.assertEqual(["message_id", "from", "category", "data", "time_to_live"], list(line))
+        self.assertEqual({"greeting": "hello", "count": "1"}, line["data"])
+        self.assertIn("[fcmxmpp.connection#info] logged in", child.err)
+        for secret in (key, "greeting", "hello", "embedded-device"):
+            self.assertNotIn(secret, child.err)
+        self.assertEqual([], os.listdir(self.temporary))
+        self.assertEqual([], os.listdir(self.cwd))
+
+    def test_SIGTERM(self) -> None:
+        """
+        It runs until SIGTERM and ends with the exit status 0; standard output
+        has the messages as JSON lines and nothing else, the log is on standard
+        error and has neither key nor payload; no file is left.
+        """
+        self.runsUntil(signal.SIGTERM)
+
+    def test_SIGINT(self) -> None:
+        """
+        The same holds for SIGINT.
+        """
+        self.runsUntil(signal.SIGINT)
+
+    def test_demo(self) -> None:
+        """
+        The demonstration tells what happens, sums it up, and ends with the
+        exit status 0; there is nothing on standard error, and no file is left.
+        """
+        child = self.twistd("--embedded", "--demo")
+        self.assertEqual(0, child.end(), child.err)
+        self.assertTrue(child.out.endswith("\n6 sent, 6 handled, 6 acknowledged, 0 lost\n"), child.out)
+        for line in (
+            "device +sends demo-1",
+            "connection server +has stored demo-1 and passes it on",
+            "handler +has handled demo-1, its data came unchanged",
+            "app server +has sent the ACK for demo-1",
+            "device +is told that demo-1 was delivered",
+            "handler +FAILS on demo-5; no ACK, again in .* s",
+            r"app server +is logged in \(connection 2\)",
+        ):
+            self.assertRegex(child.out, f"\n   {line}\n")
+        self.assertNotIn("CHANGED", child.out)
+        self.assertEqual("", child.err)
+        self.assertEqual([], os.listdir(self.temporary))
+        self.assertEqual([], os.listdir(self.cwd))
+
+    def test_demoIsInterrupted(self) -> None:
+        """
+        The demonstration can be ended before its end, and leaves nothing.
+        """
+        child = self.twistd("--embedded", "--demo")
+        child.until("sends demo-1", "out")
+        child.stop(signal.SIGINT)
+        self.assertEqual(0, child.process.returncode)
+        self.assertNotIn("Unhandled", child.err)
+        self.assertEqual([], os.listdir(self.temporary))
+
+    def test_logfile(self) -> None:
+        """
+        With a log file the log is there, and where to connect to is told on
+        standard error all the same.
+        """
+        child = self.twistd("--embedded", options=("-n", "--logfile=the.log"))
+        child.until("\n", "out")
+        self.stopped(child)
+        self.assertRegex(child.err, f"^{ANNOUNCED.pattern}$")
+        self.assertEqual(1, len(self.lines(child)))
+        self.assertIn("logged in", (self.cwd / "the.log").read_text())
+
+    def test_daemon(self) -> None:
+        """
+        As a daemon with a handler that needs no standard output it runs until
+        SIGTERM, and logs where to connect to.
+        """
+        ended, passed = os.pipe()
+        self.addCleanup(os.close, ended)
+        pidfile = self.cwd / "the.pid"
+        environment = childEnvironment(TMPDIR=str(self.temporary))
+        paths = [str(self.modules), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        command = [sys.executable, script("twistd"), f"--pidfile={pidfile}", "--logfile=the.log", "fcm-xmpp"]
+        try:
+            launcher = subprocess.run(
+                [*command, "--embedded", "--handler", "commandline_handlers.toPipe"],
+                cwd=self.cwd,
+                env=environment | {"TEST_PIPE": str(passed)},
+                pass_fds=[passed],
+                capture_output=True,
+                timeout=PATIENCE,
+            )
+        finally:
+            os.close(passed)
+        self.assertEqual((0, b"", b""), (launcher.returncode, launcher.stdout, launcher.stderr))
+        self.assertEqual(b"1\n", os.read(ended, 2))
+        os.kill(int(pidfile.read_text()), signal.SIGTERM)
+        # It has the only other end, and so has ended when that is closed.
+        while os.read(ended, 1000):
+            pass
+        log = (self.cwd / "the.log").read_text()
+        self.assertRegex(log, ANNOUNCED)
+        self.assertIn("Server Shut Down", log)
+        self.assertNotIn("Traceback", log)
+        self.assertEqual([], os.listdir(self.temporary))
+
+    def test_readerGoesAway(self) -> None:
+        """
+        When the reader of standard output goes away, the process stays: the
+        messages are not acknowledged and tried again, which is a warning and
+        not a traceback.
+        """
+        child = self.twistd("--embedded")
+        child.closeOutput()
+        child.until("(?s)(the handler failed[^\n]*HandlerUnavailable.*){2}")
+        self.assertIn("#warn] the handler failed", child.err)
+        self.stopped(child)
+        self.assertEqual([], os.listdir(self.temporary))
+
+    def test_handlers(self) -> None:
+        """
+        A handler is given by its dotted name: a class that takes the sender,
+        an object with a coroutine function; each gets every message.
+        """
+        for name, said in (("Plain", "plain"), ("coroutine", "async")):
+            child = self.twistd("--embedded", "--handler", f"commandline_handlers.{name}")
+            child.until("(?s)(.*\n){3}", "out")
+            self.stopped(child)
+            numbers = re.findall(f"(?m)^{said} ([0-9]+)$", child.out)
+            self.assertEqual([str(number + 1) for number in range(len(numbers))], numbers)
+
+    def test_handlerRaises(self) -> None:
+        """
+        A handler that raises is logged with its traceback and without its
+        text, which quotes the message; the process stays.
+        """
+        child = self.twistd("--embedded", "--handler", "commandline_handlers.raises", "--handler-tries", "1")
+        child.until("(?s)dead letter.*dead letter")
+        self.assertEqual(0, child.stop())
+        self.assertIn("the handler failed: builtins.ValueError; no more tries", child.err)
+        self.assertNotIn("quoted", child.err.replace('raise ValueError(f"quoted: {message.data}")', ""))
+        self.assertNotIn("greeting", child.err)
+
+
+class OutsideTests(CommandLineCase):
+    """
+    An app server that connects to the connection server of another process.
+    """
+
+    def setUp(self) -> None:
+        """
+        Start the other process, whose own handler never answers.
+        """
+        super().setUp()
+        self.server = self.twistd("--embedded", "--handler", "commandline_handlers.never", "--grace", "0")
+        self.announced = shlex.split(self.server.until(ANNOUNCED)[1])
+        self.endpoint, self.senderID, self.keyFile = self.announced[1::2]
+        self.server.until("logged in")
+        self.key = Path(self.keyFile).read_text().strip()
+
+    def tearDown(self) -> None:
+        """
+        Stop it.
+        """
+        self.stopped(self.server)
+        self.assertNotIn(self.key, self.server.err)
+
+    def test_announcedOptions(self) -> None:
+        """
+        Another process connects with the options that were announced, and gets
+        its share of the messages; its command line does not show the key.
+        """
+        child = self.twistd(*self.announced)
+        child.until("(?s)(.*\n){2}", "out")
+        if os.path.isdir("/proc"):
+            commandLine = Path(f"/proc/{child.process.pid}/cmdline").read_bytes()
+            self.assertIn(self.keyFile.encode(), commandLine)
+            self.assertNotIn(self.key.encode(), commandLine)
+        self.stopped(child)
+        lines = self.lines(child)
+        counts = [int(line["data"]["count"]) for line in lines]
+        self.assertEqual(sorted(set(counts)), counts, "in order, and none twice")
+        self.assertNotIn(self.key, child.err)
+        self.assertNotIn("greeting", child.err)
+        # What the first has got, the other has not.
+        firsts = {int(count) for count in re.findall("never ([0-9]+)", self.server.out)}
+        self.assertEqual(set(), firsts & set(counts))
+
+    def test_redelivery(self) -> None:
+        """
+        What a killed process has not acknowledged comes to the next one.
+        """
+        child = self.twistd(*self.announced, "--handler", "commandline_handlers.never")
+        taken = int(child.until("never ([0-9]+)\n", "out")[1])
+        child.process.kill()
+        self.assertEqual(-signal.SIGKILL, child.end())
+        again = self.twistd(*self.announced)
+        again.until(f'"count":"{taken}"', "out")
+        self.stopped(again)
+        counts = [line["data"]["count"] for line in self.lines(again)]
+        self.assertEqual(1, counts.count(str(taken)))
+
+    def test_configurationAndEnvironment(self) -> None:
+        """
+        A configuration file and the environment do instead of the options.
+        """
+        config = self.write("the.toml", f'endpoint = "{self.endpoint}"\nack = "received"\ngrace = 1\n')
+        child = self.twistd("--config", config, FCM_SENDER_ID=self.senderID, FCM_SERVER_KEY=self.key)
+        child.until("\n", "out")
+        self.stopped(child)
+        self.assertNotIn(self.key, child.err)
+
+    def test_wrongKey(self) -> None:
+        """
+        A wrong server key is told in one line, without the key, as is the time
+        of the next try; the process stays.
+        """
+        child = self.twistd(
+            "--endpoint", self.endpoint, "--sender-id", self.senderID, FCM_SERVER_KEY="wrong-server-key"
+        )
+        child.until(
+            r"#error\] cannot log in: login refused \(not-authorized\): check the sender ID and the server key; "
+            r"next try in [0-9.]+ s\n"
+        )
+        self.stopped(child)
+        self.assertEqual("", child.out)
+        self.assertNotIn("wrong-server-key", child.err)
+
+    def test_serverGoesAway(self) -> None:
+        """
+        When the connection server goes away, that is told in one line for each
+        try, and the process stays.
+        """
+        child = self.twistd(*self.announced)
+        child.until("logged in")
+        other, self.server = (
+            self.server,
+            self.twistd("--embedded", "--handler", "commandline_handlers.never", "--grace", "0"),
+        )
+        self.stopped(other)
+        child.until("connection lost: the server ended the stream with an error: system-shutdown")
+        child.until("cannot log in: connection refused: nothing listens there; next try in [0-9.]+ s\n")
+        self.stopped(child)
+        self.server.until("logged in")

@@ -1,0 +1,116 @@
+"""
+The README tells the truth: its examples run, its commands are run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import fcmxmpp.testing
+from fcmxmpp.tap import Options
+
+from tests.checkout import CHECKOUT
+
+
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """
+    The fenced blocks of one language.
+    """
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+class PythonTests(SynchronousTestCase):
+    """
+    The README's Python.
+    """
+
+    def test_handlerAndItsTest(self) -> None:
+        """
+        The handler of the README passes the test of the README.
+        """
+        namespace: dict[str, Any] = {}
+        pieces = blocks("python")
+        self.assertEqual(2, len(pieces))
+        for piece in pieces:
+            exec(compile(piece, "README.md", "exec"), namespace)
+        self.assertIsInstance(namespace["pair"], fcmxmpp.testing.ConnectedPair)
+        namespace["pair"].stop()
+
+    def test_untestedHandlerIsNoticed(self) -> None:
+        """
+        The test of the README fails for a handler that does nothing.
+        """
+        handler, check = blocks("python")
+        namespace: dict[str, Any] = {}
+        exec(compile(handler.replace("self.sender.send(", "self.other("), "README.md", "exec"), namespace)
+        namespace["Inbox"].other = lambda self, message: self.sender.send
+        namespace["Inbox"].messageReceived = lambda self, message: None
+        with self.assertRaises((AssertionError, IndexError)):
+            exec(compile(check, "README.md", "exec"), namespace)
+
+
+class CommandTests(SynchronousTestCase):
+    """
+    The README's commands.
+    """
+
+    def test_everyCommandIsRun(self) -> None:
+        """
+        Each command of the README is run by CI, or by the test that is named
+        here; a new one has to be added here, with what runs it.
+        """
+        runBy = {
+            "make demo": ".ci/run",
+            "make test": ".ci/run",
+            "twistd -n fcm-xmpp --embedded": "tests/test_commandline.py",
+            "twistd -n -y tap/fcm-xmpp.tac": "tests/test_launchers.py",
+        }
+        commands = [" ".join(block.replace("\\\n", " ").split()) for block in blocks("sh")]
+        real = [command for command in commands if "push.example.org" in command]
+        self.assertEqual(1, len(real))
+        self.assertEqual(sorted(runBy), sorted(set(commands) - set(real)))
+        for command, where in runBy.items():
+            text = (CHECKOUT / where).read_text(encoding="utf-8")
+            self.assertIn(command.split()[-1].removeprefix("tap/"), text, f"{command} is not run by {where}")
+
+    def test_realCommand(self) -> None:
+        """
+        The command that logs in somewhere is made of options that exist, and
+        test_commandline.py runs the same options against a server of its own.
+        """
+        (command,) = [block for block in blocks("sh") if "push.example.org" in block]
+        words = shlex.split(command.replace("\\\n", " "))
+        self.assertEqual(["twistd", "-n", "fcm-xmpp"], words[:3])
+        directory = CHECKOUT.__class__(self.mktemp())
+        directory.mkdir()
+        (directory / "key.txt").write_text("EXAMPLE-SERVER-KEY\n")
+        options = Options()
+        options.environ = {}
+        options.parseOptions([str(directory / w) if w == "key.txt" else w for w in words[3:]])
+        self.assertEqual("myapp.fcm.Inbox", options.settings.handler)
+        self.assertEqual("123456789", options.settings.senderID)
+
+    def test_optionsExist(self) -> None:
+        """
+        Every option that the README names is one.
+        """
+        known = {f"--{parameter[0]}" for parameter in Options.optParameters + Options.optFlags} | {"--help"}
+        named = set(re.findall(r"--[a-z][a-z-]+", README))
+        self.assertEqual(set(), named - known)
+        self.assertTrue(named)
+
+    def test_linksExist(self) -> None:
+        """
+        Every file that the README links to is there.
+        """
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+        self.assertTrue(links)
+        for link in links:
+            self.assertTrue((CHECKOUT / link).exists(), link)
