@@ -62,7 +62,7 @@ class NotSendable(FCMError):
         self.reason = reason
 
 
-#: The codes after which the same message may be sent again (protocol.md 4.3).
+#: The codes after which the same message may be sent again (docs/protocol.md 4.3).
 _RETRYABLE = frozenset(
     {
         "SERVICE_UNAVAILABLE",

@@ -67,7 +67,7 @@ def encode(message: _Message) -> bytes:
 
     C{&}, C{<} and C{>} are written as JSON escapes: that way the text reads
     the same for clients that unescape XML and for those that do not, and
-    C{"} stays raw, which the latter need (protocol.md 2.3).
+    C{"} stays raw, which the latter need (docs/protocol.md 2.3).
 
     @return: UTF-8, compact, on one line.
     @raise NotSendable: if a text holds a lone surrogate, which has no UTF-8.
@@ -76,7 +76,7 @@ def encode(message: _Message) -> bytes:
         text = _encode(message)
     except UnicodeEncodeError:
         raise NotSendable("message", "holds half of a surrogate pair, which has no UTF-8 form") from None
-    except TypeError:
+    except (TypeError, RecursionError):
         raise NotSendable("message", "holds what has no JSON form") from None
     # Inside JSON these can only stand in strings, so a blind replace is right.
     if b"&" in text:
@@ -229,4 +229,8 @@ def _names(text: str, senderField: str) -> tuple[str | None, str | None]:
             return None
         return values[0]
 
+    types = [value for key, value in pairs if key == "message_type"]
+    if senderField == "from" and len(types) == 1 and types[0] in ("ack", "nack", "control"):
+        # No message and no receipt: it is not to be acknowledged.
+        return None, None
     return name("message_id"), name(senderField)

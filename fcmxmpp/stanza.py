@@ -151,7 +151,13 @@ class StanzaElementStream(domish.ExpatElementStream):
         except self.error as error:
             # Only expat's own words, which are fixed; never the bytes.
             raise domish.ParserError(str(error)) from None
-        if self._bytes - self._stanzaFrom > self.maxStanzaSize:
+        self._limit(self._bytes)
+
+    def _limit(self, end: int) -> None:
+        """
+        Refuse a stanza that is too large by this byte of the stream.
+        """
+        if end - self._stanzaFrom > self.maxStanzaSize:
             raise StreamRefused("policy-violation", "the stanza is too large")
 
     def _startElement(self, name: str, attributes: dict[str, str]) -> None:
@@ -159,10 +165,12 @@ class StanzaElementStream(domish.ExpatElementStream):
         Expat: an element starts.
         """
         self._depth += 1
-        if self._depth == 2 and name == _MESSAGE:
-            self._attributes = attributes
-            self._gcmText = None
-            return
+        if self._depth == 2:
+            self._stanzaFrom = self.parser.CurrentByteIndex
+            if name == _MESSAGE:
+                self._attributes = attributes
+                self._gcmText = None
+                return
         if self._attributes is not None:
             if self._depth == 3 and name == _GCM and self._gcmText is None:
                 self._gcmText = ""
@@ -197,6 +205,9 @@ class StanzaElementStream(domish.ExpatElementStream):
         """
         depth = self._depth
         self._depth = depth - 1
+        if depth == 2:
+            # It may have come in one read, which is not looked at before.
+            self._limit(self.parser.CurrentByteIndex)
         if self._attributes is None:
             self._onEndElement(name)
         elif depth == 2:
@@ -448,7 +459,7 @@ def clientStanza(message: FromAppServer) -> bytes:
 def serverStanza(message: FromConnectionServer, to: str = "") -> bytes:
     """
     A message of the connection server, as the stanza to send, in the shapes
-    that clients in the field depend on to the byte (protocol.md 2.2).
+    that clients in the field depend on to the byte (docs/protocol.md 2.2).
 
     @param to: the bare JID of the app server, for upstream messages and
         receipts.

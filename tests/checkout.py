@@ -37,7 +37,5 @@ def childEnvironment(**more: str) -> dict[str, str]:
     # Only where it is not installed; a checkout must not hide an installed wheel.
     root = str(Path(fcmxmpp.__file__).parent.parent)
     if "site-packages" not in root:
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [root, *filter(None, [environment.get("PYTHONPATH")])]
-        )
+        environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
     return environment | more

@@ -740,6 +740,7 @@ class DownstreamTests(ClientCase):
         connection = self.connection()
         connection.protocol.close()
         self.assertEqual(("</stream:stream>", True), (connection.said(), connection.transport.disconnecting))
+        self.assertEqual(0, connection.protocol.room)
         connection.lose()
         connection.protocol.close()
         early = self.connection(loggedIn=False)

@@ -23,7 +23,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import eventAsText, globalLogPublisher
+from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -413,21 +413,23 @@ class ReconnectTests(AppServerCase):
     def test_A17_lostRoute(self) -> None:
         """
         A network that swallows everything, in both directions and without a
-        FIN: the app server gives the connection up by itself.
+        FIN: the app server gives the connection up by itself, and has a new
+        one soon after the network is back.
         """
         handler = RecordingHandler()
-        log = LogText(self)
         pair = self.pair(handler)
         pair.network.silent = True
         pair.device.send("m-1", {})
         pair.advance(89)
-        self.assertEqual([], [line for line in log.lines if "giving this link up" in line])
+        self.assertEqual(([], 1), (pair.observer.of(LinkLost), pair.network.attempts))
         pair.advance(1)
-        self.assertEqual(1, len([line for line in log.lines if "giving this link up" in line]))
+        self.assertEqual((1, 2), (len(pair.observer.of(LinkLost)), pair.network.attempts))
+        pair.advance(10 * 60)
         pair.network.silent = False
-        pair.pump()
+        pair.advance(100)
         self.assertEqual((2, 1), (pair.appServer.link.generation, pair.network.connections))
         self.assertEqual(["m-1"], pair.device.delivered)
+        self.works(pair, handler, "m-2")
 
     def test_A17_anyByteIsLife(self) -> None:
         """
@@ -584,7 +586,8 @@ class LoginTests(AppServerCase):
         self.assertLessEqual(hours * 11, joined.network.attempts)
         self.assertLessEqual(joined.network.attempts, hours * 12 + 3)
         self.assertEqual(0, joined.network.connections)
-        refused = [line for line in log.lines if "login refused" in line]
+        errors = [event for event in log.events if event["log_level"] is LogLevel.error]
+        refused = [eventAsText(event) for event in errors if "login refused" in eventAsText(event)]
         self.assertEqual(joined.network.attempts, len(refused))
         self.assertEqual({1}, {len(line.splitlines()) for line in refused})
         self.assertNotIn(SERVER_KEY, log.everything)
@@ -655,6 +658,7 @@ ENVELOPES = {
     "white space": '<message%(a)s>\n <gcm xmlns="google:mobile:data">\n  %(t)s\n </gcm>\n</message>\n',
     "attribute": '<message%(a)s><gcm xml:lang="en" xmlns="google:mobile:data">%(t)s</gcm></message >',
     "more before": '<message%(a)s><thread>1</thread><gcm xmlns="google:mobile:data">%(t)s</gcm></message>',
+    "more before, prefix": '<message%(a)s><x/><d:gcm xmlns:d="google:mobile:data">%(t)s</d:gcm></message>',
     "more behind": '<message%(a)s><gcm xmlns="google:mobile:data">%(t)s</gcm><x xmlns="y"/></message>',
     "no namespace": '<message xmlns=""%(a)s><gcm xmlns="google:mobile:data">%(t)s</gcm></message>',
 }
@@ -1772,6 +1776,24 @@ class HostilePeerTests(AppServerCase):
         self.assertEqual(len(NAMED), len([line for line in log.lines if "dead letter" in line]))
         self.assertNotIn(MARKER, log.everything)
 
+    def test_A27_answers(self) -> None:
+        """
+        An answer that cannot be decoded is counted, and not acknowledged: it
+        is no message.
+        """
+        handler = RecordingHandler()
+        script = ScriptedConnectionServer()
+        joined = self.joined(script, handler)
+        for kind in ("ack", "nack", "control"):
+            script.write(
+                envelope(f'{{"message_type":"{kind}","message_id":"m-1","from":"t","error":1,"x":NaN}}')
+            )
+        joined.pump()
+        delivery = joined.appServer.delivery
+        self.assertEqual((3, 0), (delivery.malformed, delivery.deadLetters))
+        self.assertEqual([], script.received)
+        self.assertEqual(1, joined.network.attempts)
+
     def test_A27_unknownTypes(self) -> None:
         """
         A message of a type that nobody knows is no error: it is ignored, and
@@ -2328,7 +2350,7 @@ class LoginVariantTests(ServerCase):
         self.assertEqual(7, len(self.device.received))
 
 
-#: The samples of protocol.md, sections 3.1, 4.2, 4.3, 5 and 6.
+#: The samples of docs/protocol.md, sections 3.1, 4.2, 4.3, 5 and 6.
 UPSTREAM = (
     '<message to="987654321098@gcm.googleapis.com" from="devices@gcm.googleapis.com" type="normal">'
     '<gcm xmlns="google:mobile:data">{"data":{"op":"ECHO"},"time_to_live":86400,"from":"tok-A",'
@@ -2340,7 +2362,8 @@ ACK = (
 )
 NACK = (
     '<message><data:gcm xmlns:data="google:mobile:data">'
-    '{"message_type":"nack","message_id":"m-1","from":"tok-X","error":"BAD_REGISTRATION",'
+    # In the order that was seen live (docs/protocol.md 4.3), not the documentation's.
+    '{"message_type":"nack","from":"tok-X","message_id":"m-1","error":"BAD_REGISTRATION",'
     '"error_description":"Invalid token on \'to\' field: tok-X"}</data:gcm></message>'
 )
 RECEIPT = (
@@ -2391,24 +2414,6 @@ class ShapeTests(ServerCase):
         """
         client = self.loggedIn()
         self.assertEqual(NACK, client.say('{"to":"tok-X","message_id":"m-1","data":{"k":"v"}}'))
-
-    def test_S04_nackEnvelope(self) -> None:
-        """
-        The stanza of a NACK has no attributes, its namespace is prefixed, and
-        its members are those of the sample.
-        """
-        client = self.loggedIn()
-        said = client.say('{"to":"tok-X","message_id":"m-1","data":{"k":"v"}}')
-        head, text, tail = re.fullmatch(r"(.*?>)(\{.*\})(<.*)", said).groups()
-        self.assertEqual('<message><data:gcm xmlns:data="google:mobile:data">', head)
-        self.assertEqual("</data:gcm></message>", tail)
-        self.assertTrue(text.startswith('{"message_type":"nack",'), text)
-        self.assertNotIn(" ", re.sub('"[^"]*"', "", text))
-        sample = json.loads(NACK[NACK.index("{") : NACK.rindex("}") + 1])
-        members = json.loads(text)
-        self.assertEqual(set(sample), set(members))
-        for name in ("message_type", "message_id", "from", "error"):
-            self.assertEqual(sample[name], members[name])
 
     def test_S04_receipt(self) -> None:
         """

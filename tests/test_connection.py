@@ -511,6 +511,18 @@ class LoginTests(LinkCase):
         self.assertEqual((True, 0), (server.closed, harness.network.connections))
         self.assertEqual(["made", "lost"], harness.handlers[0].life)
 
+    def test_lostInTheBind(self) -> None:
+        """
+        A connection that is lost in place of the answer to the bind is said to
+        have been, and tried again with back-off.
+        """
+        harness, factory = self.makeRaw()
+        for said in (HEADER + PLAIN, SUCCESS, HEADER + features(BIND)):
+            self.say(harness, factory.servers[0], said)
+        factory.servers[0].transport.loseConnection()
+        harness.network.pump()
+        self.assertEqual([("closed by the server", 1.0)], harness.lost)
+
     def test_pieces(self) -> None:
         """
         What the server says may come in pieces of any size.

@@ -4,8 +4,10 @@ Tests for L{fcmxmpp.downstream}.
 
 from __future__ import annotations
 
+import gc
 from itertools import count
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
@@ -64,6 +66,8 @@ class Harness:
     @ivar script: the connection server.
     @ivar clock: their time.
     @ivar network: what joins them.
+    @ivar protocols: the protocol object of each stream, as far as there is one
+        still.
     @ivar outcomes: the outcome of each message, by its C{message_id}: an
         L{Ack} or an error.
     """
@@ -75,6 +79,7 @@ class Harness:
         numbers = count(1)
         self.sender = DownstreamSender(lambda: f"made-{next(numbers)}", limit)
         self.links: list[Link] = []
+        self.protocols: list[ref[FCMClientProtocol]] = []
         self.outcomes: dict[str, list[Any]] = {}
 
     def connect(self) -> ServerStream:
@@ -86,7 +91,7 @@ class Harness:
         link = Link(
             self.network,
             Credentials(SENDER_ID, SERVER_KEY),
-            lambda: FCMClientProtocol(_TakesNothing(), self.sender, self.clock),
+            self._makeProtocol,
             self.clock,
             lambda: 0.0,
         )
@@ -94,6 +99,14 @@ class Harness:
         link.start()
         self.network.pump()
         return self.script.stream
+
+    def _makeProtocol(self) -> FCMClientProtocol:
+        """
+        Make the protocol object of one stream.
+        """
+        protocol = FCMClientProtocol(_TakesNothing(), self.sender, self.clock)
+        self.protocols.append(ref(protocol))
+        return protocol
 
     def send(self, *messages: DownstreamMessage | str) -> None:
         """
@@ -543,6 +556,19 @@ class LostLinkTests(DownstreamCase):
         harness.ack("m-0")
         self.assertEqual(["m-100"], harness.sent())
 
+    def test_forgotten(self) -> None:
+        """
+        A stream that is lost leaves nothing in memory, however often that
+        happens.
+        """
+        harness = self.makeSender()
+        for _ in range(5):
+            harness.network.cut()
+            harness.network.advance(60)
+        gc.collect()
+        self.assertEqual(6, len(harness.protocols))
+        self.assertEqual(1, len([one for one in harness.protocols if one() is not None]))
+
     def test_draining(self) -> None:
         """
         On a link that is being drained nothing new goes out, and the answers
@@ -794,6 +820,16 @@ class StopTests(DownstreamCase):
         harness.answer(Nack(message_id="m-2", error="BAD_REGISTRATION"))
         harness.network.cut()
         self.assertEqual([1, 1], [len(outcomes) for outcomes in harness.outcomes.values()])
+
+    def test_connectedAfterwards(self) -> None:
+        """
+        What waited at the stop does not go out on a link that is made later.
+        """
+        harness = self.makeSender(links=0)
+        harness.send("m-1", "m-2")
+        harness.sender.stop()
+        harness.connect()
+        self.assertEqual([], harness.sent())
 
     def test_lostAfterwards(self) -> None:
         """

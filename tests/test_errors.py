@@ -12,7 +12,7 @@ from fcmxmpp import errors
 from fcmxmpp.errors import FCMError, HandlerFailed, LoginRefused, MalformedPayload, Nacked, NotSendable
 
 
-#: The codes of protocol.md 4.3: whether the same message may be sent again,
+#: The codes of docs/protocol.md 4.3: whether the same message may be sent again,
 #: and whether the token is of further use.
 CODES = {
     "SERVICE_UNAVAILABLE": (True, True),

@@ -12,7 +12,6 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.tap import Options
-
 from tests.checkout import CHECKOUT, childEnvironment, script
 
 

@@ -208,7 +208,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """
-        The limits are those of protocol.md: 4096 bytes, a day up, four weeks
+        The limits are those of docs/protocol.md: 4096 bytes, a day up, four weeks
         down, a hundred unanswered.
         """
         self.assertEqual(messages.MAX_DATA_BYTES, 4096)

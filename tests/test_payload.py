@@ -332,10 +332,21 @@ class EncodeTests(SynchronousTestCase):
             self.assertEqual(error.field, "message")
             self.assertNotIn(SECRET, "".join(traceback.format_exception(error)))
 
+    def test_noJSONForm(self) -> None:
+        """
+        A value that JSON has no form for is the caller's mistake, of which
+        the error says nothing but that.
+        """
+        for wrong in (object(), SynchronousTestCase, {SECRET: object()}, {object(): SECRET}, 1j):
+            message = DownstreamMessage(to="a", message_id="m", notification=Notification(sound={"k": wrong}))
+            error = self.assertRaises(NotSendable, encode, message)
+            self.assertEqual(error.field, "message")
+            self.assertNotIn(SECRET, "".join(traceback.format_exception(error)))
+
 
 class WireTests(SynchronousTestCase):
     """
-    The samples of protocol.md, to the byte and in both directions.
+    The samples of docs/protocol.md, to the byte and in both directions.
     """
 
     def assertWire(self, decode: Decode, message: FromConnectionServer | FromAppServer, text: str) -> None:

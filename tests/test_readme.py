@@ -12,7 +12,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import fcmxmpp.testing
 from fcmxmpp.tap import Options
-
 from tests.checkout import CHECKOUT
 
 

@@ -496,6 +496,8 @@ class ElementStreamTests(SynchronousTestCase):
         (got,) = reader.feed(b'<iq xmlns:d="urn:d"/>')
         self.assertEqual({"d": "urn:d"}, got.localPrefixes)
         self.assertEqual("jabber:client", got.defaultUri)
+        (got,) = reader.feed(b'<message xmlns:e="urn:e"><f:x xmlns:f="urn:f"/></message>')
+        self.assertEqual("urn:f", next(got.elements()).localPrefixes["f"])
 
 
 class LimitTests(SynchronousTestCase):
@@ -804,6 +806,7 @@ class FormatTests(SynchronousTestCase):
             (gcm, StanzaError(0, "undefined-condition", None, "x")),
             (f"{gcm}<error/>", StanzaError(0, "undefined-condition", None, "x")),
             ('<error code="400"/>', StanzaError(400, "undefined-condition", None, None)),
+            ('<x/><error code="400"/><x/>', StanzaError(400, "undefined-condition", None, None)),
             (f"<error>{condition}</error>{gcm}", StanzaError(0, "bad-request", None, "x")),
             (f'<error code="503">{condition}</error>', StanzaError(503, "bad-request", None, None)),
             ('<error code=""/>', StanzaError(0, "undefined-condition", None, None)),
@@ -877,7 +880,8 @@ class FormatTests(SynchronousTestCase):
 
 class NotingTransport(StringTransport):
     """
-    A transport that notes each write.
+    A transport that notes each write, and like a real one drops what is
+    written after it has been told to close.
 
     @ivar writes: what was written.
     """
@@ -890,8 +894,9 @@ class NotingTransport(StringTransport):
         """
         Note a write.
         """
-        self.writes.append(data)
-        super().write(data)
+        if not self.disconnecting:
+            self.writes.append(data)
+            super().write(data)
 
 
 class StreamTests(SynchronousTestCase):
@@ -1075,6 +1080,7 @@ class StreamTests(SynchronousTestCase):
         self.stream.onGCM = lambda stanza: self.stream.write(b"<answer/>")
         self.stream.dataReceived(self.gcm("a") + b"<!-- -->")
         self.ended("restricted-xml")
+        self.assertTrue(self.stream.closing)
         self.assertTrue(b"".join(self.transport.writes).startswith(b"<answer/><stream:error>"))
         self.assertEqual(["comments are not accepted"], [error.getErrorMessage() for error in errors])
         self.lose()
@@ -1137,8 +1143,10 @@ class StreamTests(SynchronousTestCase):
         Closing sends the end of the stream, once; a peer that does not close
         its end is cut off after ten seconds.
         """
+        self.assertFalse(self.stream.closing)
         for _ in range(3):
             self.stream.close()
+            self.assertTrue(self.stream.closing)
         self.assertEqual([b"</stream:stream>"], self.transport.writes)
         self.assertTrue(self.transport.disconnecting)
         self.clock.advance(9)
