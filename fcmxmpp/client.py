@@ -217,14 +217,15 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         if error.code != 400 and error.condition != "bad-request":
             # 406: an ACK of ours that came too late; it will be redelivered.
             return
-        message_id = error.stanzaID or None
+        message_id = error.stanzaID
         if error.text is not None:
             try:
-                message_id = decodeFromAppServer(error.text).message_id
+                echoed = decodeFromAppServer(error.text)
+                message_id = echoed.message_id if isinstance(echoed, DownstreamMessage) else None
             except MalformedPayload as malformed:
                 message_id = malformed.message_id or message_id
         assert self.session is not None
-        message = None if message_id is None else self.session.giveUp(message_id)
+        message = self.session.giveUp(message_id) if message_id else None
         if isinstance(message, DownstreamMessage) and message_id is not None:
             self._settles.refused(self, message, Nacked("BAD_REQUEST", message_id))
 

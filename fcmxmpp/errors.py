@@ -17,6 +17,7 @@ __all__ = [
     "HandlerUnavailable",
     "LoginRefused",
     "LoginTimedOut",
+    "MalformedAck",
     "MalformedPayload",
     "Nacked",
     "NotSendable",
@@ -46,6 +47,12 @@ class MalformedPayload(FCMError):
         self.reason = reason
         self.message_id = message_id
         self.from_ = from_
+
+
+class MalformedAck(MalformedPayload):
+    """
+    The same, where the peer meant to acknowledge something.
+    """
 
 
 class NotSendable(FCMError):

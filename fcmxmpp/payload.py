@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fcmxmpp.errors import MalformedPayload, NotSendable
+from fcmxmpp.errors import MalformedAck, MalformedPayload, NotSendable
 from fcmxmpp.messages import (
     Ack,
     Control,
@@ -119,14 +119,19 @@ def decodeFromAppServer(text: str) -> FromAppServer:
     Read what an app server sent to a connection server: with C{message_type}
     C{"ack"} an ACK, with any other or none a downstream message.
 
-    @raise MalformedPayload: if it is neither; without a C{message_id} it
-        cannot be NACKed and wants a stanza error.
+    @raise MalformedPayload: if it is neither (L{MalformedAck}, if it was meant
+        as an ACK); without a C{message_id} it cannot be NACKed and wants a
+        stanza error.
     """
+    isAck = False
     try:
-        if _decodeHead(text).message_type == "ack":
+        isAck = _decodeHead(text).message_type == "ack"
+        if isAck:
             return _unambiguous(text, _decodeUpstreamAck(text))
         message = _unambiguous(text, _decodeDownstream(text))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        if isAck:
+            raise _malformed(text, error, "to", MalformedAck) from None
         message = _withNumericTTL(text, error)
     if message.message_id is None:
         raise MalformedPayload("Missing Required Field: message_id", None, message.to)
@@ -140,8 +145,7 @@ def _withNumericTTL(text: str, error: Exception) -> DownstreamMessage:
     """
     try:
         value = msgspec.json.decode(text)
-        # An ACK that is malformed must not become a message for a device.
-        ttl = value.get("time_to_live") if value.get("message_type") != "ack" else None
+        ttl = value.get("time_to_live")
         if isinstance(ttl, str) and ttl.isascii() and ttl.isdigit() and len(ttl) < 10:
             value["time_to_live"] = int(ttl)
             return _unambiguous(text, msgspec.convert(value, DownstreamMessage))
@@ -183,7 +187,9 @@ def _uniqueKeys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _malformed(text: str, error: Exception, senderField: str) -> MalformedPayload:
+def _malformed(
+    text: str, error: Exception, senderField: str, kind: type[MalformedPayload] = MalformedPayload
+) -> MalformedPayload:
     """
     The L{MalformedPayload} for a text that did not decode.
     """
@@ -196,7 +202,7 @@ def _malformed(text: str, error: Exception, senderField: str) -> MalformedPayloa
         # structs; of a value that is none of a closed set they quote it.
         reason = _QUOTED.sub("...", str(error))
     messageID, sender = _names(text, senderField)
-    return MalformedPayload(reason, messageID, sender)
+    return kind(reason, messageID, sender)
 
 
 def _names(text: str, senderField: str) -> tuple[str | None, str | None]:

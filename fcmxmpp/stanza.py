@@ -29,7 +29,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTranspor
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.words.protocols.jabber import xmlstream
-from twisted.words.protocols.jabber.error import StreamError
+from twisted.words.protocols.jabber.error import StreamError, exceptionFromStreamError
 from twisted.words.xish import domish
 
 from fcmxmpp.messages import FromAppServer, FromConnectionServer, Receipt, UpstreamMessage
@@ -270,6 +270,8 @@ class GCMStream(xmlstream.XmlStream):
 
     malformedCondition = "not-well-formed"
 
+    #: The parser; None once the stream is listened to no more.
+    stream: StanzaElementStream | None
     #: What a stream runs on; TLS over TCP, or what a test puts in its place.
     transport: ITCPTransport
 
@@ -351,6 +353,13 @@ class GCMStream(xmlstream.XmlStream):
         The same, while we listen: it goes to whoever has asked for it.
         """
         super().onElement(element)
+
+    def onStreamError(self, errelem: domish.Element) -> None:
+        """
+        The peer ended the stream with an error: end ours.
+        """
+        self.dispatch(Failure(exceptionFromStreamError(errelem)), xmlstream.STREAM_ERROR_EVENT)
+        self.close()
 
     def onDocumentEnd(self) -> None:
         """

@@ -24,14 +24,18 @@ from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import (
     FilteringLogObserver,
+    ILogFilterPredicate,
     ILogObserver,
+    LogEvent,
     Logger,
     LogLevel,
     LogLevelFilterPredicate,
+    PredicateResult,
     textFileLogObserver,
 )
 from twisted.python import usage
 from twisted.python.reflect import namedAny
+from zope.interface import provider
 
 from fcmxmpp import __version__
 from fcmxmpp.appserver import AppServer
@@ -39,6 +43,7 @@ from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import POLICIES, Policy
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
+from fcmxmpp.errors import HandlerFailed
 from fcmxmpp.handlers import JSONLines
 
 
@@ -331,10 +336,22 @@ def stderrLog() -> ILogObserver:
 
 def quietLog() -> ILogObserver:
     """
-    A log observer for C{twistd --logger}: nothing but critical errors of our
-    own, on standard error.  For the demonstration, which tells the rest.
+    A log observer for C{twistd --logger}: nothing but critical errors, on
+    standard error.  For the demonstration, which tells the rest itself.
     """
-    return FilteringLogObserver(stderrLog(), [LogLevelFilterPredicate(defaultLogLevel=LogLevel.critical)])
+    return FilteringLogObserver(
+        stderrLog(), [_notTheHandlers, LogLevelFilterPredicate(defaultLogLevel=LogLevel.critical)]
+    )
+
+
+@provider(ILogFilterPredicate)
+def _notTheHandlers(event: LogEvent) -> Any:
+    """
+    Leave out the failure that the demonstration's handler is asked for.
+    """
+    failure = event.get("log_failure")
+    ours = failure is not None and failure.check(HandlerFailed) is not None
+    return PredicateResult.no if ours else PredicateResult.maybe
 
 
 def _standard(name: str) -> TextIO:

@@ -130,7 +130,7 @@ class MemoryNetwork:
         self._pumps.append(
             connect(
                 server,
-                _End(server, isServer=True),
+                _End(server, isServer=True, peerAddress=address),
                 client,
                 _End(client, isServer=False),
                 greet=False,

@@ -4,12 +4,13 @@ Tests for L{fcmxmpp.appserver}.
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import Invalid, implementer
@@ -18,15 +19,17 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.errors import HandlerFailed, Stopped
-from fcmxmpp.interfaces import Acknowledged, Handled, IDownstreamSender, IUpstreamHandler, LinkReady
+from fcmxmpp.interfaces import Acknowledged, Handled, IDownstreamSender, IUpstreamHandler, LinkReady, Repeated
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 from fcmxmpp.testing import (
     SENDER_ID,
     SERVER_KEY,
+    ConnectedPair,
     MemoryNetwork,
     RecordingHandler,
     RecordingObserver,
     ScriptedConnectionServer,
+    connectedPair,
 )
 
 
@@ -550,3 +553,51 @@ class StopTests(AppServerCase):
         harness.network.pump()
         self.successResultOf(stopped)
         self.assertEqual([b"</stream:stream>"], harness.bytes)
+
+
+class CutTests(SynchronousTestCase):
+    """
+    A run with many cuts.
+    """
+
+    def test_twentyCuts(self) -> None:
+        """
+        The connection is cut twenty times at random moments, with messages on
+        their way, in the handler and about to be acknowledged: nothing is
+        lost, and nothing is handled twice.
+        """
+        harness: list[ConnectedPair] = []
+        for seed in range(5):
+            chance = Random(seed)
+            handled: list[str] = []
+
+            def handle(
+                message: UpstreamMessage, chance: Random = chance, handled: list[str] = handled
+            ) -> Any:
+                delay = chance.choice([0, 0, 0.1, 0.5, 3])
+                if not delay:
+                    handled.append(message.message_id)
+                    return None
+                return deferLater(harness[0].clock, delay, handled.append, message.message_id)
+
+            pair = connectedPair(RecordingHandler(handle))
+            harness[:] = [pair]
+            sent = 0
+            for _ in range(20):
+                for _ in range(chance.randrange(1, 8)):
+                    for _ in range(chance.randrange(40)):
+                        pair.device.send(f"m-{sent}", {"n": str(sent)})
+                        sent += 1
+                    pair.advance(chance.random(), 0.1)
+                # Not pumped: these are lost on the wire.
+                for _ in range(chance.randrange(5)):
+                    pair.device.send(f"m-{sent}", {"n": str(sent)})
+                    sent += 1
+                pair.cut()
+            pair.advance(1000, 5)
+            everything = [f"m-{n}" for n in range(sent)]
+            self.assertEqual(sorted(everything), sorted(handled), seed)
+            self.assertEqual(sorted(everything), sorted(pair.device.delivered), seed)
+            self.assertGreater(pair.connectionServer.statistics.redelivered, 0)
+            self.assertGreater(len(pair.observer.of(Repeated)), 0)
+            self.successResultOf(pair.stop())

@@ -5,8 +5,10 @@ The launchers of tap/ run.
 from __future__ import annotations
 
 import configparser
+import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -25,8 +27,8 @@ class TacTests(SynchronousTestCase):
         The application handles the message of its simulated device, and stops
         when it is told to.
         """
-        directory = Path(self.mktemp())
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
         process = subprocess.Popen(
             [script("twistd"), "-n", "--pidfile=", "-y", str(CHECKOUT / "tap" / "fcm-xmpp.tac")],
             cwd=directory,
@@ -57,8 +59,8 @@ class ConfigurationTests(SynchronousTestCase):
         """
         Read options as they would be under systemd.
         """
-        credentials = Path(self.mktemp())
-        credentials.mkdir()
+        credentials = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, credentials)
         (credentials / "fcm-server-key").write_text("EXAMPLE-SERVER-KEY\n")
         options = Options()
         options.environ = {"CREDENTIALS_DIRECTORY": str(credentials)}

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -87,8 +90,8 @@ class CommandTests(SynchronousTestCase):
         (command,) = [block for block in blocks("sh") if "push.example.org" in block]
         words = shlex.split(command.replace("\\\n", " "))
         self.assertEqual(["twistd", "-n", "fcm-xmpp"], words[:3])
-        directory = CHECKOUT.__class__(self.mktemp())
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
         (directory / "key.txt").write_text("EXAMPLE-SERVER-KEY\n")
         options = Options()
         options.environ = {}

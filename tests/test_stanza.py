@@ -538,6 +538,23 @@ class LimitTests(SynchronousTestCase):
                 reader.feed(b"x")
             self.refused("policy-violation", reader, b"x")
 
+    def test_sizeInOneRead(self) -> None:
+        """
+        A stanza that comes in one read is measured as well, and by itself:
+        what was read with it does not count.
+        """
+        for head, tail in ((GCM_START, GCM_END), (b"<iq>", b"</iq>"), (b'<iq id="', b'"/>')):
+            largest = head + b"x" * (MAX_STANZA_BYTES - len(head) - len(tail)) + tail
+            reader = self.reader()
+            self.assertEqual(5, len(reader.feed(b"<presence/> " + largest * 3 + b" <presence/> ")), head)
+            self.assertEqual([], reader.feed(largest[:-1]), head)
+            self.assertEqual(2, len(reader.feed(largest[-1:] + largest)), head)
+            # Give or take the tag that ends it.
+            larger = head + b"x" * MAX_STANZA_BYTES + tail
+            before = len(reader.got)
+            self.refused("policy-violation", reader, b"<presence/>" + larger + b"<presence/>")
+            self.assertEqual(before + 1, len(reader.got), head)
+
     def test_sizeInBytes(self) -> None:
         """
         It is bytes that count, not characters.
@@ -1200,6 +1217,23 @@ class StreamTests(SynchronousTestCase):
         self.stream.dataReceived(self.gcm("a") + b"</stream:stream>")
         self.assertEqual(b"<answer/></stream:stream>", b"".join(self.transport.writes))
         self.assertTrue(self.transport.disconnecting)
+        self.lose()
+
+    def test_peersError(self) -> None:
+        """
+        When the peer ends the stream with an error that is an event, and the
+        stream is closed like any other: a peer that does not close its end is
+        cut off after ten seconds.
+        """
+        errors: list[Failure] = []
+        self.stream.addObserver(xmlstream.STREAM_ERROR_EVENT, errors.append)
+        condition = b'<policy-violation xmlns="urn:ietf:params:xml:ns:xmpp-streams"/>'
+        self.stream.dataReceived(b"<stream:error>" + condition + b"</stream:error>")
+        self.assertEqual(["policy-violation"], [error.value.condition for error in errors])
+        self.assertTrue(self.transport.disconnecting)
+        self.assertTrue(self.stream.closing, "nothing limits how long the close may take")
+        self.clock.advance(10)
+        self.assertTrue(self.transport.disconnected)
         self.lose()
 
     def test_bothClose(self) -> None:

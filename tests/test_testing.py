@@ -581,6 +581,20 @@ class ScriptedConnectionServerTests(SynchronousTestCase):
         joined.pump()
         self.assertEqual((1, True), (len(script.streams), script.stream is not first))
 
+    def test_names(self) -> None:
+        """
+        Each stream has an identifier of its own, and the resource that the app
+        server wants, or else a fixed one.
+        """
+        script, joined = self.joined()
+        first = script.stream.sid
+        self.assertEqual("scripted", script.stream.resource)
+        self.assertEqual("mine", script.bound(script.stream, "mine"))
+        joined.cut()
+        joined.pump()
+        self.assertRegex(first, r"^[0-9A-F]{16}$")
+        self.assertNotEqual(first, script.stream.sid)
+
     def test_refuse(self) -> None:
         """
         It lets in nobody if it is told so.

@@ -18,12 +18,13 @@ from twisted.words.protocols.jabber import xmlstream
 from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
-from fcmxmpp.errors import MalformedPayload
+from fcmxmpp.errors import MalformedAck, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Receipt, UpstreamMessage
 from fcmxmpp.payload import decodeFromAppServer
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.session import Answered, Foreign, KeepAlive, Lost, Output, Received, Role, Send, Session
 from fcmxmpp.stanza import (
+    MAX_STANZA_BYTES,
     GCMStanza,
     GCMStream,
     answerIQ,
@@ -42,6 +43,9 @@ _NS_SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 _NS_BIND = "urn:ietf:params:xml:ns:xmpp-bind"
 _NS_SESSION = "urn:ietf:params:xml:ns:xmpp-session"
 
+#: The largest stanza before the bind, in bytes: a tag that comes byte by byte
+#: is looked at from its start each time.
+MAX_LOGIN_BYTES = 8192
 #: From the connection to the end of the bind, in seconds.
 LOGIN_DEADLINE = 30.0
 _FOREIGN = "Received acks for messages not sent over this connection\n"
@@ -148,6 +152,14 @@ class ServerStream(GCMStream):
         self._domain = "gcm.googleapis.com"
 
     # Logging in.
+
+    def _initializeStream(self) -> None:
+        """
+        Set up the parser, which takes little from those who have not logged in.
+        """
+        super()._initializeStream()
+        assert self.stream is not None
+        self.stream.maxStanzaSize = MAX_LOGIN_BYTES
 
     def connectionMade(self) -> None:
         """
@@ -293,6 +305,8 @@ class ServerStream(GCMStream):
         The conversation begins.
         """
         self.session = Session(Role.CONNECTION_SERVER, self.clock.seconds())
+        if self.stream is not None:
+            self.stream.maxStanzaSize = MAX_STANZA_BYTES
         self.onGCM = self._stanzaReceived
         if self._timer is not None:
             self._timer.cancel()
@@ -349,7 +363,7 @@ class ServerStream(GCMStream):
         nack = Nack(
             from_=error.from_ or "",
             message_id=error.message_id,
-            error="INVALID_JSON",
+            error="BAD_ACK" if isinstance(error, MalformedAck) else "INVALID_JSON",
             error_description=f"InvalidJson: JSON_TYPE_ERROR : {error.reason}",
         )
         self.write(serverStanza(nack))
