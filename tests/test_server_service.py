@@ -327,6 +327,7 @@ class SubmitTests(ServiceCase):
         ):
             harness.server.submit(harness.device, "good", data)
         self.assertEqual([], harness.app.failed)
+        del harness.app.told[:]
         for data in (
             {"k": "x" * 4096},
             {"k" * 4096: "", "b": ""},
@@ -334,7 +335,7 @@ class SubmitTests(ServiceCase):
             {"kkkkk": "\U0001f600" * 1023},
         ):
             harness.server.submit(harness.device, "bad", data)
-        self.assertEqual([("bad", "SIZE")] * 4, harness.app.failed)
+        self.assertEqual([("failed", "bad", "SIZE")] * 4, harness.app.told)
 
     def test_sizeOfWhatIsLeftOut(self) -> None:
         """
@@ -387,7 +388,20 @@ class SubmitTests(ServiceCase):
         """
         harness = self.makeServer()
         harness.submit("u" * 70_000)
-        self.assertEqual(["INVALID_PARAMETERS"], [error for _, error in harness.app.failed])
+        self.assertEqual([("failed", "u" * 70_000, "INVALID_PARAMETERS")], harness.app.told)
+        self.assertEqual([], harness.client().delivered())
+
+    def test_longID(self) -> None:
+        """
+        A C{message_id} may take 1024 bytes of UTF-8, and not one more.
+        """
+        harness = self.makeServer()
+        for longest in ("u" * 1024, "\u20ac" * 341 + "u"):
+            harness.submit(longest)
+            harness.submit(longest + "u")
+            self.assertEqual([("stored", longest)], harness.app.told[:1])
+            self.assertEqual([(longest + "u", "INVALID_PARAMETERS")], harness.app.failed)
+            del harness.app.told[:]
 
     def test_queueFull(self) -> None:
         """
@@ -759,6 +773,15 @@ class ExpiryTests(ServiceCase):
         self.assertEqual(2, harness.server.statistics.expired)
         self.assertEqual(["u-3"], harness.client().ids())
 
+    def test_lastMoment(self) -> None:
+        """
+        A message may still be delivered in the last moment of its time.
+        """
+        harness = self.makeServer()
+        harness.submit("u-1", time_to_live=60)
+        harness.clock.advance(60)
+        self.assertEqual(([], ["u-1"]), (harness.app.failed, harness.client().ids()))
+
     def test_sweepKeepsOrder(self) -> None:
         """
         What does not expire keeps its order.
@@ -902,6 +925,27 @@ class StatisticsTests(ServiceCase):
             (6, 3, 3, 1),
             (statistics.delivered, statistics.redelivered, statistics.acknowledged, statistics.expired),
         )
+
+
+class LoginTests(ServiceCase):
+    """
+    Who may log in is the registry's affair.
+    """
+
+    def test_wrongKey(self) -> None:
+        """
+        Whoever tries keys is refused later each time, over all connections.
+        """
+        harness = self.makeServer()
+        wrong = b64encode(b"\x00111\0wrong")
+        for delay in (0.25, 0.5, 1.0):
+            client = harness.connect()
+            client.send(OPEN)
+            client.send(b'<auth xmlns="urn:ietf:params:xml:ns:xmpp-sasl" mechanism="PLAIN">%b</auth>' % wrong)
+            harness.clock.advance(delay - INSTANT)
+            self.assertEqual(b"", client.said())
+            harness.clock.advance(INSTANT)
+            self.assertIn(b"<not-authorized/>", client.said())
 
 
 class AcceptTests(ServiceCase):

@@ -657,6 +657,53 @@ class DeadlineTests(StreamCase):
         self.assertTrue(harness.transport.disconnected)
 
 
+class SizeTests(StreamCase):
+    """
+    Little is read from whoever has not logged in.
+    """
+
+    def padded(self, stanza: bytes, size: int) -> bytes:
+        """
+        A stanza with so many blanks in its first tag that it has this size.
+        """
+        tag, rest = stanza.split(b" ", 1)
+        return tag + b" " * (size - len(stanza) + 1) + rest
+
+    def test_login(self) -> None:
+        """
+        A stanza of 8192 bytes is read before the login, and one that is larger
+        ends the stream, whole or in pieces.
+        """
+        harness = self.makeStream()
+        harness.send(OPEN)
+        self.assertEqual(SUCCESS, harness.send(self.padded(auth(plain()), 8192)))
+        for size in (1000, 10_000):
+            harness = self.makeStream()
+            harness.send(OPEN)
+            stanza = self.padded(auth(plain()), 8300)
+            answer = b"".join(harness.send(stanza[n : n + size]) for n in range(0, len(stanza), size))
+            self.assertEqual(streamError(b"policy-violation"), answer)
+            self.assertTrue(harness.closing)
+
+    def test_bind(self) -> None:
+        """
+        The same holds between the login and the bind.
+        """
+        bind = b'<iq type="set" id="b1">%b</iq>' % BIND
+        self.assertIn(b"<jid>", self.authenticated().send(self.padded(bind, 8192)))
+        harness = self.authenticated()
+        self.assertEqual(streamError(b"policy-violation"), harness.send(self.padded(bind, 8300)))
+        self.assertEqual([], harness.service.told)
+
+    def test_ready(self) -> None:
+        """
+        After the bind a message may be as large as any stanza.
+        """
+        message = gcm(b'{"to":"tok-A","message_id":"m-1"}', b' id="1"')
+        self.assertIn(b'"ack"', self.ready().send(self.padded(message, 65_536)))
+        self.assertEqual(streamError(b"policy-violation"), self.ready().send(self.padded(message, 65_600)))
+
+
 class BindTests(StreamCase):
     """
     A client that is logged in is given an address.

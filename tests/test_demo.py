@@ -1,0 +1,136 @@
+"""
+Tests for L{fcmxmpp.demo}; as a real process in test_commandline.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from fcmxmpp.appserver import AppServer
+from fcmxmpp.connection import Credentials
+from fcmxmpp.demo import Demo
+from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork
+
+
+class Embedded:
+    """
+    An embedded connection server in memory: all that the demonstration wants
+    of one.
+    """
+
+    port = 1
+
+    def __init__(self, clock: Clock) -> None:
+        self.credentials = Credentials(SENDER_ID, SERVER_KEY)
+        self.server = ConnectionServer(Registry({SENDER_ID: SERVER_KEY}), clock)
+        self.directory = Path("directory")
+
+
+class DemoTests(SynchronousTestCase):
+    """
+    L{Demo} tells what happens, and what came of it.
+    """
+
+    def run_(self, spoil: Any = lambda demo: None) -> tuple[list[str], list[int]]:
+        """
+        Run it in memory.
+
+        @param spoil: is called with it before.
+        @return: its lines, and its exit status.
+        """
+        clock = Clock()
+        embedded: Any = Embedded(clock)
+        lines: list[str] = []
+        status: list[int] = []
+        demo = Demo(embedded, clock, lines.append, status.append)
+        spoil(demo)
+        network = MemoryNetwork(clock, embedded.server.factory)
+        server = AppServer(network, embedded.credentials, demo, clock=clock, observer=demo, random=lambda: 0)
+        demo.startService()
+        server.startService()
+        network.pump()
+        network.advance(120, 0.25)
+        stopped = server.stopService()
+        network.pump()
+        self.successResultOf(stopped)
+        self.flushLoggedErrors(HandlerFailed)
+        return lines, status
+
+    def test_good(self) -> None:
+        """
+        When all goes well it says so, ends with 0, and has told of each step.
+        """
+        lines, status = self.run_()
+        self.assertEqual("6 sent, 6 handled, 6 acknowledged, 0 lost", lines[-1])
+        self.assertEqual([0], status)
+        told = "\n".join(lines)
+        steps = [
+            "device             sends demo-1",
+            "connection server  has stored demo-1",
+            "app server         has got demo-1",
+            "handler            has handled demo-1",
+            "app server         has sent the ACK for demo-1",
+            "device             is told that demo-1 was delivered",
+        ]
+        places = [told.index(step) for step in steps]
+        self.assertEqual(sorted(places), places)
+        for step in ("demo-1 again, which it knows", "FAILS on demo-5", "the connection breaks meanwhile"):
+            self.assertIn(step, told)
+
+    def test_lost(self) -> None:
+        """
+        A message that is not acknowledged is lost: the summary says so, and
+        the exit status is 1.
+        """
+
+        def spoil(demo: Demo) -> None:
+            accept = demo._embedded.server.submit
+            demo._embedded.server.submit = (  # type: ignore[method-assign]
+                lambda device, message_id, data, ttl=None: (
+                    None if message_id == "demo-2" else accept(device, message_id, data, ttl)
+                )
+            )
+
+        lines, status = self.run_(spoil)
+        self.assertEqual("6 sent, 5 handled, 5 acknowledged, 1 lost", lines[-1])
+        self.assertEqual([1], status)
+        self.assertIn("has NOT heard of demo-2", "\n".join(lines))
+
+    def test_changed(self) -> None:
+        """
+        A message whose data came changed counts as lost.
+        """
+
+        def spoil(demo: Demo) -> None:
+            accept = demo._embedded.server.submit
+            demo._embedded.server.submit = (  # type: ignore[method-assign]
+                lambda device, message_id, data, ttl=None: accept(
+                    device, message_id, {"text": "else"} if message_id == "demo-3" else data, ttl
+                )
+            )
+
+        lines, status = self.run_(spoil)
+        self.assertEqual("6 sent, 5 handled, 6 acknowledged, 1 lost", lines[-1])
+        self.assertEqual([1], status)
+        self.assertIn("CHANGED", "\n".join(lines))
+
+    def test_noConnection(self) -> None:
+        """
+        Where the app server cannot log in everything is lost, and it ends all
+        the same.
+        """
+
+        def spoil(demo: Demo) -> None:
+            demo._embedded.server.registry = Registry({})
+
+        lines, status = self.run_(spoil)
+        self.assertEqual("6 sent, 0 handled, 0 acknowledged, 6 lost", lines[-1])
+        self.assertEqual([1], status)
+        self.assertIn("could NOT log in", "\n".join(lines))

@@ -1,0 +1,483 @@
+"""
+Tests for L{fcmxmpp.tap}; as a real process in test_commandline.py.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IServiceMaker, MultiService
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel
+from twisted.plugin import getPlugins
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+import fcmxmpp
+from fcmxmpp import tap
+from fcmxmpp.appserver import AppServer
+from fcmxmpp.demo import Demo
+from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
+from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.interfaces import IUpstreamHandler
+from fcmxmpp.tap import Options, Settings, makeService
+
+
+KEY = "EXAMPLE-SERVER-KEY"
+
+
+@implementer(IUpstreamHandler)
+class Handler:
+    """
+    A handler that is a class which takes the sender.
+    """
+
+    def __init__(self, sender: object) -> None:
+        self.sender = sender
+
+    def messageReceived(self, message: object) -> None:
+        """
+        Handle nothing.
+        """
+
+
+handler = Handler(None)
+
+
+def makeHandler(sender: object) -> Handler:
+    """
+    A factory.
+    """
+    return Handler(sender)
+
+
+class OptionsCase(SynchronousTestCase):
+    """
+    Tests that read options.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have a directory with a key in it.
+        """
+        self.directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.key = self.write("key", KEY + "\nanything\n")
+        self.login = ("--sender-id", "123", "--server-key-file", self.key)
+        self.real = (*self.login, "--endpoint", "tls:localhost:5235")
+
+    def write(self, name: str, text: str | bytes) -> str:
+        """
+        Write a file.
+        """
+        path = self.directory / name
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(path)
+
+    def options(self, *arguments: str, parent: Any = None, **environ: str) -> Options:
+        """
+        Read options.
+        """
+        options = Options()
+        options.environ = environ
+        options.parent = parent
+        options.parseOptions(list(arguments))
+        return options
+
+    def settings(self, *arguments: str, **environ: str) -> Settings:
+        """
+        Read options, for what they come to.
+        """
+        return self.options(*arguments, **environ).settings
+
+    def refused(self, *arguments: str, parent: Any = None, **environ: str) -> str:
+        """
+        These options are refused: with one line, without a secret.
+        """
+        error = self.assertRaises(SystemExit, self.options, *arguments, parent=parent, **environ)
+        line = str(error.code)
+        self.assertTrue(line.startswith("twistd fcm-xmpp: "), line)
+        self.assertNotIn("\n", line)
+        self.assertNotIn(KEY, line)
+        return line
+
+
+class PrecedenceTests(OptionsCase):
+    """
+    Option, environment, file, default.
+    """
+
+    def test_defaults(self) -> None:
+        """
+        What nobody says has a default.
+        """
+        settings = self.settings(*self.real)
+        self.assertEqual(("handled", 60.0, 3), tuple(getattr(settings.policy, name) for name in POLICY))
+        self.assertEqual(
+            ("jsonlines", 10.0, False, False),
+            (settings.handler, settings.grace, settings.demo, settings.announce),
+        )
+
+    def test_file(self) -> None:
+        """
+        Every setting may stand in the file, numbers as numbers or strings.
+        """
+        config = self.write(
+            "config.toml",
+            f'sender-id = 77\nserver-key-file = "{self.key}"\nendpoint = "tls:h:1"\nhandler = "a.b"\n'
+            'ack = "received"\nhandler-timeout = 1.5\nhandler-tries = "4"\ngrace = 0\n',
+        )
+        settings = self.settings("--config", config)
+        self.assertEqual(("received", 1.5, 4), tuple(getattr(settings.policy, name) for name in POLICY))
+        self.assertEqual(
+            ("77", "tls:h:1", "a.b", 0.0),
+            (settings.senderID, settings.endpoint, settings.handler, settings.grace),
+        )
+        assert settings.credentials is not None
+        self.assertEqual(KEY, settings.credentials.serverKey)
+
+    def test_optionBeforeFile(self) -> None:
+        """
+        An option comes before the same setting in the file.
+        """
+        config = self.write(
+            "config.toml",
+            'sender-id = "1"\nendpoint = "tls:h:1"\nhandler = "a.b"\nack = "handled"\n'
+            "handler-timeout = 1\nhandler-tries = 1\ngrace = 1\n",
+        )
+        given = ("--handler", "c.d", "--ack", "received", "--handler-timeout", "2", "--handler-tries", "2")
+        settings = self.settings("--config", config, *self.real, *given, "--grace", "2")
+        self.assertEqual(("received", 2.0, 2), tuple(getattr(settings.policy, name) for name in POLICY))
+        self.assertEqual(
+            ("123", "tls:localhost:5235", "c.d", 2.0),
+            (settings.senderID, settings.endpoint, settings.handler, settings.grace),
+        )
+
+    def test_senderID(self) -> None:
+        """
+        The environment comes between the two.
+        """
+        config = self.write(
+            "config.toml", f'sender-id = "1"\nendpoint = "tls:h:1"\nserver-key-file="{self.key}"'
+        )
+        self.assertEqual("1", self.settings("--config", config).senderID)
+        self.assertEqual("2", self.settings("--config", config, FCM_SENDER_ID="2").senderID)
+        third = self.settings("--config", config, "--sender-id", "3", FCM_SENDER_ID="2")
+        self.assertEqual("3", third.senderID)
+
+    def test_serverKey(self) -> None:
+        """
+        The key comes from the option's file, that of the environment, the
+        environment, the credentials directory, the file's file; the first that
+        there is.
+        """
+        files = {name: self.write(name, name) for name in ("option", "variable", "fcm-server-key", "config")}
+        config = self.write(
+            "c.toml", f'sender-id = "1"\nendpoint = "tls:h:1"\nserver-key-file="{files["config"]}"'
+        )
+        arguments = ["--config", config]
+        environ = {}
+
+        def key() -> str:
+            credentials = self.settings(*arguments, **environ).credentials
+            assert credentials is not None
+            return credentials.serverKey
+
+        self.assertEqual("config", key())
+        environ["CREDENTIALS_DIRECTORY"] = str(self.directory / "nowhere")
+        self.assertEqual("config", key())
+        environ["CREDENTIALS_DIRECTORY"] = str(self.directory)
+        self.assertEqual("fcm-server-key", key())
+        environ["FCM_SERVER_KEY"] = " direct\n"
+        self.assertEqual("direct", key())
+        environ["FCM_SERVER_KEY_FILE"] = files["variable"]
+        self.assertEqual("variable", key())
+        arguments += ["--server-key-file", files["option"]]
+        self.assertEqual("option", key())
+
+    def test_embedded(self) -> None:
+        """
+        With --embedded there is no key to be given, and a sender ID of its own
+        unless one is given; it may stand in the file.
+        """
+        settings = self.settings("--embedded")
+        self.assertIsNone(settings.credentials)
+        self.assertTrue(settings.senderID.isdigit())
+        self.assertEqual("5", self.settings("--embedded", "--sender-id", "5").senderID)
+        config = self.write("config.toml", "embedded = true\ndemo = true\n")
+        self.assertTrue(self.settings("--config", config).demo)
+
+
+POLICY = ("ack", "handlerTimeout", "handlerTries")
+
+
+class WrongUseTests(OptionsCase):
+    """
+    Whatever is wrong is told in one line.
+    """
+
+    def test_wrong(self) -> None:
+        """
+        Each wrong use names what is wrong with it.
+        """
+        table = [
+            ((), "Google switched its own off in 2024"),
+            (("--endpoint", "tls:h:1"), "--sender-id"),
+            (("--endpoint", "tls:h:1", "--sender-id", "12a"), "decimal digits"),
+            (("--endpoint", "tls:h:1", "--sender-id", "\u0661"), "decimal digits"),
+            (("--endpoint", "tls:h:1", "--sender-id", "1"), "--server-key-file"),
+            (("--endpoint", "tcp:h:1", *self.login), "has to begin with tls:"),
+            (("--demo", *self.real), "--demo needs --embedded"),
+            (("--embedded", *self.real), "exclude each other"),
+            (("--embedded", "more"), "unexpected argument 'more'"),
+            (("--embedded", "--more"), "--more"),
+            (("--embedded", "--ack", "stored"), "handled, received"),
+            (("--embedded", "--handler-tries", "0"), "--handler-tries"),
+            (("--embedded", "--handler-tries", "1.5"), "--handler-tries"),
+            (("--embedded", "--handler-tries", "x"), "--handler-tries has to be a number"),
+            (("--embedded", "--handler-timeout", "0"), "--handler-timeout"),
+            (("--embedded", "--handler-timeout", "inf"), "--handler-timeout has to be a number"),
+            (("--embedded", "--grace", "-1"), "--grace"),
+            (("--embedded", "--grace", "nan"), "--grace has to be a number"),
+            (("--embedded", "--config", str(self.directory / "none")), "No such file"),
+            (("--embedded", "--config", str(self.directory)), "directory"),
+        ]
+        for arguments, said in table:
+            self.assertIn(said, self.refused(*arguments), arguments)
+
+    def test_config(self) -> None:
+        """
+        So is what is wrong in the file.
+        """
+        table = [
+            ("x = 1", "unknown setting 'x'"),
+            ('config = "y"', "unknown setting 'config'"),
+            ('embedded = "yes"', "embedded has to be true or false"),
+            ("handler = true", "handler has to be a string or a number"),
+            ("handler = [1]", "handler has to be a string or a number"),
+            ("handler = ", "cannot read --config"),
+            (b"handler = '\xff'", "cannot read --config"),
+        ]
+        for text, said in table:
+            config = self.write("config.toml", text)
+            self.assertIn(said, self.refused("--embedded", "--config", config), text)
+
+    def test_key(self) -> None:
+        """
+        So is what is wrong with the key's file, without what is in it.
+        """
+        for text, said in (
+            ("", "is empty"),
+            ("\n" + KEY, "is empty"),
+            (KEY.encode() + b"\xff", "cannot read"),
+        ):
+            key = self.write("wrong", text)
+            arguments = ("--endpoint", "tls:h:1", "--sender-id", "1", "--server-key-file", key)
+            self.assertIn(said, self.refused(*arguments))
+
+    def test_daemon(self) -> None:
+        """
+        A daemon has no standard output, so it cannot have the default handler:
+        the messages would be acknowledged and gone.
+        """
+        for parent in ({"nodaemon": 0, "debug": False}, {}):
+            said = self.refused(*self.real, parent=parent)
+            self.assertIn("twistd -n", said)
+            options = self.options(*self.real, "--handler", "a.b", parent=dict(parent))
+            self.assertFalse(options.settings.announce)
+        self.options(*self.real, parent={"nodaemon": 0, "debug": True})
+
+
+class LogTests(OptionsCase):
+    """
+    Standard output belongs to the handler.
+    """
+
+    def test_stderr(self) -> None:
+        """
+        Where twistd would log to standard output, it logs to standard error.
+        """
+        parent = {"nodaemon": 1}
+        options = self.options("--embedded", parent=parent)
+        self.assertEqual("fcmxmpp.tap.stderrLog", parent["logger"])
+        self.assertFalse(options.settings.announce)
+
+    def test_demo(self) -> None:
+        """
+        The demonstration has only the unexpected logged.
+        """
+        parent = {"nodaemon": 1}
+        self.options("--embedded", "--demo", parent=parent)
+        self.assertEqual("fcmxmpp.tap.quietLog", parent["logger"])
+
+    def test_chosen(self) -> None:
+        """
+        A log that was chosen stays, and what is to be seen is printed, too.
+        """
+        for name in ("logger", "logfile", "syslog"):
+            parent = {"nodaemon": 1, name: "chosen"}
+            options = self.options("--embedded", parent=parent)
+            self.assertEqual({"nodaemon": 1, name: "chosen"}, parent)
+            self.assertTrue(options.settings.announce)
+
+    def logged(self, factory: Any, **event: Any) -> str:
+        """
+        What a log observer writes to standard error.
+        """
+        error = io.StringIO()
+        self.patch(sys, "__stderr__", error)
+        observer = factory()
+        observer({"log_time": 0.0, "log_format": "it happened", "log_namespace": "n", **event})
+        return error.getvalue()
+
+    def test_observers(self) -> None:
+        """
+        One writes everything; the other what is critical, without the failure
+        that the demonstration stages.
+        """
+        self.assertIn("it happened", self.logged(tap.stderrLog, log_level=LogLevel.info))
+        self.assertEqual("", self.logged(tap.quietLog, log_level=LogLevel.error))
+        self.assertIn("it happened", self.logged(tap.quietLog, log_level=LogLevel.critical))
+        staged = Failure(HandlerFailed("x"))
+        self.assertEqual("", self.logged(tap.quietLog, log_level=LogLevel.critical, log_failure=staged))
+        other = Failure(ValueError("x"))
+        self.assertIn(
+            "it happened", self.logged(tap.quietLog, log_level=LogLevel.critical, log_failure=other)
+        )
+
+    def test_version(self) -> None:
+        """
+        --version tells ours.
+        """
+        output = io.StringIO()
+        self.patch(sys, "stdout", output)
+        error = self.assertRaises(SystemExit, self.options, "--version")
+        self.assertEqual((0, f"fcmxmpp {fcmxmpp.__version__}\n"), (error.code, output.getvalue()))
+
+
+class MakeServiceTests(OptionsCase):
+    """
+    L{makeService} puts the services together.
+    """
+
+    def made(self, *arguments: str) -> list[Any]:
+        """
+        The services that these options come to.
+        """
+        services = makeService(self.options(*arguments), MemoryReactorClock())
+        assert isinstance(services, MultiService)
+        return list(services)
+
+    def kinds(self, *arguments: str) -> list[type]:
+        """
+        Which services these are, but for those of the command line itself.
+        """
+        return [type(s) for s in self.made(*arguments) if not type(s).__name__.startswith("_")]
+
+    def test_real(self) -> None:
+        """
+        An app server, and nothing else.
+        """
+        self.assertEqual([AppServer], self.kinds(*self.real))
+
+    def test_embedded(self) -> None:
+        """
+        The connection server comes first, so that it stops last but one.
+        """
+        self.assertEqual([EmbeddedConnectionServer, DeviceThatTalks, AppServer], self.kinds("--embedded"))
+
+    def test_demo(self) -> None:
+        """
+        The demonstration stands in place of the device.
+        """
+        self.assertEqual([EmbeddedConnectionServer, Demo, AppServer], self.kinds("--embedded", "--demo"))
+
+    def test_handlers(self) -> None:
+        """
+        A handler is named by a dotted name: the object, a class that takes the
+        sender, or a factory.
+        """
+        for name in ("handler", "Handler", "makeHandler"):
+            made = self.made(*self.real, "--handler", f"{__name__}.{name}")
+            sender = handler.sender if name == "handler" else made[-1]
+            method = made[-1].delivery._handle
+            self.assertIs(sender, method.__self__.sender)
+
+    def test_wrongHandlers(self) -> None:
+        """
+        What cannot be a handler is told in one line.
+        """
+        for name, said in (
+            ("no.such.module", "cannot be imported"),
+            (f"{__name__}.Missing", "cannot be imported"),
+            (f"{__name__}.KEY", "is neither an IUpstreamHandler nor a callable"),
+            ("builtins.dict", "is neither an IUpstreamHandler nor a callable"),
+            ("builtins.id", "is neither an IUpstreamHandler nor a callable"),
+        ):
+            error = self.assertRaises(SystemExit, self.made, *self.real, "--handler", name)
+            self.assertIn(said, str(error.code))
+            self.assertNotIn("\n", str(error.code))
+
+    def test_wrongEndpoints(self) -> None:
+        """
+        So is an endpoint that is none.
+        """
+        empty = self.directory / "empty"
+        empty.mkdir()
+        for endpoint, said in (
+            ("tls:host", "has to look like"),
+            ("tls:host:port", "has to look like"),
+            ("tls:host:1:nonsense=1", "has to look like"),
+            (f"tls:host:1:trustRoots={self.directory}/none", "no certificates"),
+            (f"tls:host:1:trustRoots={empty}", "no certificates"),
+        ):
+            error = self.assertRaises(SystemExit, self.made, *self.login, "--endpoint", endpoint)
+            self.assertIn(said, str(error.code))
+            self.assertNotIn("\n", str(error.code))
+
+    def test_plugin(self) -> None:
+        """
+        twistd finds the plugin, which leads here.
+        """
+        (plugin,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "fcm-xmpp"]
+        self.assertEqual("fcmxmpp.tap", plugin.module)
+        self.assertIs(Options, plugin.options)
+
+
+class ExitStatusTests(SynchronousTestCase):
+    """
+    How the process ends.
+    """
+
+    def test_good(self) -> None:
+        """
+        A good end stops the reactor, once, and leaves the status alone.
+        """
+        reactor = MemoryReactorClock()
+        registered: list[Any] = []
+        self.patch(tap.atexit, "register", lambda *call: registered.append(call))
+        status = tap._ExitStatus(reactor)
+        status.end(0)
+        self.assertTrue(reactor.hasStopped)
+        reactor.hasStopped = False
+        status.end(1)
+        self.assertEqual((False, []), (reactor.hasStopped, registered))
+
+    def test_bad(self) -> None:
+        """
+        A bad end has the process leave with its status at the very end, with
+        everything written out.
+        """
+        registered: list[Any] = []
+        self.patch(tap.atexit, "register", lambda *call: registered.append(call))
+        tap._ExitStatus(MemoryReactorClock()).end(3)
+        ((function, number),) = registered
+        left: list[int] = []
+        function(number, left.append)
+        self.assertEqual([3], left)
