@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -77,7 +77,7 @@ class _Generation:
         deadline = self._clock.callLater(
             LOGIN_DEADLINE, self.cancel, LoginTimedOut(f"no login within {LOGIN_DEADLINE:.0f} seconds")
         )
-        self._connecting = self._endpoint.connect(self._factory)
+        self._connecting = maybeDeferred(self._endpoint.connect, self._factory)
         try:
             await self._connecting
             cause = await self._settled

@@ -8,7 +8,6 @@ wokkel share state when they are shared.
 
 from __future__ import annotations
 
-from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.words.protocols.jabber import client as jabberclient
@@ -160,6 +159,4 @@ def loginError(error: BaseException | None) -> FCMError:
         return LoginRefused("the server offers no login")
     if isinstance(error, StanzaError):
         return StreamLost(f"the server refused to bind a resource: {error.condition}")
-    if isinstance(error, ConnectionClosed):
-        return StreamLost("the connection was lost during the login")
     return StreamLost(f"the login failed: {type(error).__name__}")

@@ -252,8 +252,7 @@ class ServerStream(GCMStream):
         address = getattr(peer, "host", None) or str(peer)
         delay = self._routes.guard.refuse(address, self.clock.seconds())
         self._await = _ignore
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cancelTimer()
         self._timer = self.clock.callLater(delay, self._saslFailure, "not-authorized")
 
     def _saslFailure(self, condition: str) -> None:
@@ -308,8 +307,7 @@ class ServerStream(GCMStream):
         if self.stream is not None:
             self.stream.maxStanzaSize = MAX_STANZA_BYTES
         self.onGCM = self._stanzaReceived
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cancelTimer()
         self._setTimer()
         self._routes.ready(self)
 
@@ -434,13 +432,19 @@ class ServerStream(GCMStream):
             self._carryOut(output)
         self._setTimer()
 
+    def _cancelTimer(self) -> None:
+        """
+        Have nothing happen by itself any more.
+        """
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
         The connection is gone.
         """
         self.onGCM = _ignore
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        self._cancelTimer()
         super().connectionLost(reason)
         if self.session is not None:
             for output in self.session.lost():
