@@ -20,6 +20,7 @@ from twisted.words.xish import domish
 from wokkel.subprotocols import XMPPHandler
 from zope.interface import Interface
 
+from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import FCMError, MalformedPayload, Nacked
 from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, UpstreamAck
@@ -38,7 +39,8 @@ from fcmxmpp.session import (
     Send,
     Session,
 )
-from fcmxmpp.stanza import GCMStanza, GCMStream, answerIQ, clientStanza, parseStanzaError, payloadOf
+from fcmxmpp.stanza import answerIQ, clientStanza, parseStanzaError, payloadOf
+from fcmxmpp.xmppstream import GCMStream
 
 
 __all__ = ["AckObserver", "FCMClientProtocol", "ISettles"]

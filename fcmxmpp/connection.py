@@ -22,7 +22,7 @@ from fcmxmpp.errors import FCMError, LoginRefused, LoginTimedOut, Stopped, Strea
 from fcmxmpp.interfaces import AppServerEvent, LinkLost, LinkReady
 from fcmxmpp.login import Credentials, StreamFactory, loginError
 from fcmxmpp.retry import backoff, failuresAfter, loginDelay
-from fcmxmpp.stanza import GCMStream
+from fcmxmpp.xmppstream import GCMStream
 
 
 __all__ = ["Credentials", "Link"]

@@ -17,7 +17,7 @@ from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
 from fcmxmpp.errors import FCMError
-from fcmxmpp.stanza import GCMStream
+from fcmxmpp.xmppstream import GCMStream
 
 
 __all__ = ["describe"]

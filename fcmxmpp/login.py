@@ -18,7 +18,7 @@ from twisted.words.xish import domish
 from twisted.words.xish.xmlstream import BootstrapMixin
 
 from fcmxmpp.errors import FCMError, LoginRefused, StreamLost
-from fcmxmpp.stanza import GCMStream
+from fcmxmpp.xmppstream import GCMStream
 
 
 __all__ = ["Credentials", "StreamFactory", "loginError"]

@@ -31,6 +31,7 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.device import SimulatedDevice
+from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IUpstreamHandler
 from fcmxmpp.messages import (
     Ack,
@@ -45,7 +46,7 @@ from fcmxmpp.payload import decodeFromAppServer
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.server.stream import ServerStream
-from fcmxmpp.stanza import GCMStanza, serverStanza
+from fcmxmpp.stanza import serverStanza
 
 
 __all__ = [

@@ -22,6 +22,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fcmxmpp.client import AckObserver, FCMClientProtocol, ISettles
+from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import MalformedPayload, Nacked, Stopped, StreamLost
 from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
 from fcmxmpp.messages import (
@@ -36,7 +37,8 @@ from fcmxmpp.messages import (
     UpstreamMessage,
 )
 from fcmxmpp.session import Session
-from fcmxmpp.stanza import GCMStanza, GCMStream, serverStanza, stanzaError
+from fcmxmpp.stanza import serverStanza, stanzaError
+from fcmxmpp.xmppstream import GCMStream
 
 
 HEADER = (

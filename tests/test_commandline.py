@@ -141,6 +141,12 @@ class Child:
         """
         return self._read["err"].decode()
 
+    def tail(self) -> str:
+        """
+        The last that it wrote.
+        """
+        return f"out: {self.out[-1000:]}\nerr: {self.err[-2000:]}"
+
     def closeOutput(self) -> None:
         """
         Read its standard output no more.
@@ -159,7 +165,7 @@ class Child:
             return False
         ready = self._selector.select(max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise AssertionError(f"waited too long; out: {self.out}\nerr: {self.err}")
+            raise AssertionError(f"waited too long; {self.tail()}")
         for key, _ in ready:
             data = os.read(key.fd, 65536)
             self._read[key.data] += data
@@ -179,7 +185,7 @@ class Child:
             if found is not None:
                 return found
             if not self._step(deadline):
-                raise AssertionError(f"it ended without {pattern!r}; out: {self.out}\nerr: {self.err}")
+                raise AssertionError(f"it ended without {pattern!r}; {self.tail()}")
 
     def end(self) -> int:
         """

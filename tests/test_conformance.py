@@ -30,12 +30,13 @@ from zope.interface import implementer
 
 from fcmxmpp.delivery import Policy
 from fcmxmpp.device import DeliveryFailed, SimulatedDevice
+from fcmxmpp.elementstream import MAX_STANZA_BYTES, GCMStanza
 from fcmxmpp.errors import HandlerFailed, Nacked
 from fcmxmpp.interfaces import Acknowledged, DeadLettered, IUpstreamHandler, LinkLost, LinkReady, Undecodable
 from fcmxmpp.messages import Ack, Control, DownstreamMessage, Receipt, ReceiptData, UpstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
-from fcmxmpp.stanza import MAX_STANZA_BYTES, GCMStanza, attribute, serverStanza, stanzaError
+from fcmxmpp.stanza import attribute, serverStanza, stanzaError
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, RecordingHandler, ScriptedConnectionServer, connectedPair
 
 

@@ -19,11 +19,12 @@ from zope.interface import implementer
 from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.downstream import MAX_QUEUE, DownstreamSender
+from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import MalformedPayload, Nacked, NotSendable, QueueFull, Stopped
 from fcmxmpp.interfaces import IResponsible
 from fcmxmpp.messages import Ack, Control, DownstreamMessage, Nack, Notification, Receipt, UpstreamMessage
 from fcmxmpp.server.stream import ServerStream
-from fcmxmpp.stanza import GCMStanza, serverStanza, stanzaError
+from fcmxmpp.stanza import serverStanza, stanzaError
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork, ScriptedConnectionServer
 
 

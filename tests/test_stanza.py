@@ -21,6 +21,15 @@ from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
 from fcmxmpp import stanza as stanzas
+from fcmxmpp.elementstream import (
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    MAX_STANZA_BYTES,
+    NS_GCM,
+    GCMStanza,
+    StanzaElementStream,
+    StreamRefused,
+)
 from fcmxmpp.messages import (
     Ack,
     Control,
@@ -33,16 +42,8 @@ from fcmxmpp.messages import (
     UpstreamMessage,
 )
 from fcmxmpp.stanza import (
-    MAX_DEPTH,
-    MAX_ELEMENTS,
-    MAX_STANZA_BYTES,
-    NS_GCM,
     NS_STANZAS,
-    GCMStanza,
-    GCMStream,
-    StanzaElementStream,
     StanzaError,
-    StreamRefused,
     answerIQ,
     attribute,
     clientStanza,
@@ -51,6 +52,7 @@ from fcmxmpp.stanza import (
     serverStanza,
     stanzaError,
 )
+from fcmxmpp.xmppstream import GCMStream
 
 
 HEADER = (

@@ -26,7 +26,8 @@ from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
 from fcmxmpp.errors import HandlerFailed
 from fcmxmpp.interfaces import IUpstreamHandler
-from fcmxmpp.tap import Options, Settings, makeService
+from fcmxmpp.options import Options, Settings
+from fcmxmpp.tap import makeService
 
 
 KEY = "EXAMPLE-SERVER-KEY"

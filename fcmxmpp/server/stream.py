@@ -18,21 +18,14 @@ from twisted.words.protocols.jabber import xmlstream
 from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
+from fcmxmpp.elementstream import MAX_STANZA_BYTES, GCMStanza
 from fcmxmpp.errors import MalformedAck, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Receipt, UpstreamMessage
 from fcmxmpp.payload import decodeFromAppServer
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.session import Answered, Foreign, KeepAlive, Lost, Output, Received, Role, Send, Session
-from fcmxmpp.stanza import (
-    MAX_STANZA_BYTES,
-    GCMStanza,
-    GCMStream,
-    answerIQ,
-    attribute,
-    payloadOf,
-    serverStanza,
-    stanzaError,
-)
+from fcmxmpp.stanza import answerIQ, attribute, payloadOf, serverStanza, stanzaError
+from fcmxmpp.xmppstream import GCMStream
 
 
 __all__ = ["IRoutes", "ServerStream"]

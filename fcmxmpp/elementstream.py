@@ -1,0 +1,224 @@
+"""
+The element stream: bytes to stanzas.
+
+It recognizes C{<message><gcm>TEXT</gcm></message>} while it parses, by
+namespace, and builds no element for it, which makes the difference between
+some and many microseconds a message.  Every other stanza becomes a
+L{domish.Element<twisted.words.xish.domish.Element>}.
+
+It is strict, too: stanzas are bounded in bytes, depth and number of elements,
+and it accepts no DTD, no entity declaration, no comment and no processing
+instruction, which RFC 6120 forbids and which are how XML is abused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+from twisted.words.xish import domish
+
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_ELEMENTS",
+    "MAX_STANZA_BYTES",
+    "NS_GCM",
+    "GCMStanza",
+    "StanzaElementStream",
+    "StreamRefused",
+]
+
+#: The namespace of C{<gcm>}.
+NS_GCM = "google:mobile:data"
+#: The largest stanza that is read, in bytes.
+MAX_STANZA_BYTES = 65_536
+#: The deepest nesting of elements in a stanza.
+MAX_DEPTH = 32
+#: The most elements in a stanza.
+MAX_ELEMENTS = 256
+
+_GCM = f"{NS_GCM} gcm"
+_MESSAGE = "jabber:client message"
+
+
+class StreamRefused(domish.ParserError):
+    """
+    The peer sent what must not stand in an XMPP stream.
+
+    @ivar condition: the RFC 6120 stream error to answer with.
+    """
+
+    def __init__(self, condition: str, reason: str) -> None:
+        super().__init__(reason)
+        self.condition = condition
+
+
+class GCMStanza(Struct):
+    """
+    One C{<message>} with a C{<gcm>} and nothing else in it.
+
+    @ivar text: the JSON text, unescaped.
+    @ivar attributes: of the C{<message>}; C{type} is missing as often as not.
+    """
+
+    text: str
+    attributes: dict[str, str]
+
+
+class StanzaElementStream(domish.ExpatElementStream):
+    """
+    An element stream that gives L{GCMStanza}s to L{GCMEvent}, and every other
+    stanza as an element to C{ElementEvent}.
+
+    The superclass keeps its element building in private callbacks, which this
+    one calls for what it does not handle itself; test_stanza.py pins them.
+    """
+
+    maxStanzaSize = MAX_STANZA_BYTES
+
+    GCMEvent: Callable[[GCMStanza], None]
+
+    def __init__(self) -> None:
+        super().__init__()
+        parser = self.parser
+        # One piece of text per element: unbuffered, every &quot; is a piece of
+        # its own, and joining them is quadratic.
+        parser.buffer_text = True
+        parser.buffer_size = MAX_STANZA_BYTES
+        # From expat 2.6 on a token that came in pieces may be held back until
+        # more bytes come; a stanza's end would wait for the next stanza.  The
+        # size limit bounds what the deferral protects from.
+        if hasattr(parser, "SetReparseDeferralEnabled"):
+            parser.SetReparseDeferralEnabled(False)
+        parser.StartElementHandler = self._startElement
+        parser.EndElementHandler = self._endElement
+        parser.CharacterDataHandler = self._text
+        parser.StartDoctypeDeclHandler = self._refuseDoctype
+        parser.EntityDeclHandler = self._refuseDoctype
+        parser.CommentHandler = self._refuseComment
+        parser.ProcessingInstructionHandler = self._refuseInstruction
+        self._depth = 0
+        self._elements = 0
+        self._bytes = 0
+        self._stanzaFrom = 0
+        # While a <message> may still turn out to be a GCM stanza: its
+        # attributes, and the text of its <gcm> once that has ended.
+        self._attributes: dict[str, str] | None = None
+        self._gcmText: str | None = None
+
+    def parse(self, buffer: bytes) -> None:
+        """
+        Take the next bytes of the stream.
+
+        @raise domish.ParserError: if they are not XML, or are refused.
+        """
+        self._bytes += len(buffer)
+        try:
+            self.parser.Parse(buffer)
+        except self.error as error:
+            # Only expat's own words, which are fixed; never the bytes.
+            raise domish.ParserError(str(error)) from None
+        self._limit(self._bytes)
+
+    def _limit(self, end: int) -> None:
+        """
+        Refuse a stanza that is too large by this byte of the stream.
+        """
+        if end - self._stanzaFrom > self.maxStanzaSize:
+            raise StreamRefused("policy-violation", "the stanza is too large")
+
+    def _startElement(self, name: str, attributes: dict[str, str]) -> None:
+        """
+        Expat: an element starts.
+        """
+        self._depth += 1
+        if self._depth == 2:
+            self._stanzaFrom = self.parser.CurrentByteIndex
+            if name == _MESSAGE:
+                self._attributes = attributes
+                self._gcmText = None
+                return
+        if self._attributes is not None:
+            if self._depth == 3 and name == _GCM and self._gcmText is None:
+                self._gcmText = ""
+                return
+            self._build()
+        self._elements += 1
+        if self._depth > MAX_DEPTH or self._elements > MAX_ELEMENTS:
+            raise StreamRefused("policy-violation", "the stanza has too many elements")
+        self._onStartElement(name, attributes)
+
+    def _build(self) -> None:
+        """
+        The C{<message>} is no GCM stanza after all: build the elements that
+        were left out up to here.
+        """
+        attributes, self._attributes = self._attributes, None
+        text, self._gcmText = self._gcmText, None
+        # The prefixes that the newest element declares are its own.
+        prefixes, self.localPrefixes = self.localPrefixes, {}
+        self._onStartElement(_MESSAGE, attributes)
+        if text is not None:
+            self._onStartElement(_GCM, {})
+            if text:
+                self._onCdata(text)
+            if self._depth == 3:
+                self._onEndElement(_GCM)
+        self.localPrefixes = prefixes
+
+    def _endElement(self, name: str) -> None:
+        """
+        Expat: an element ends.
+        """
+        depth = self._depth
+        self._depth = depth - 1
+        if depth == 2:
+            # It may have come in one read, which is not looked at before.
+            self._limit(self.parser.CurrentByteIndex)
+        if self._attributes is None:
+            self._onEndElement(name)
+        elif depth == 2:
+            attributes, text = self._attributes, self._gcmText
+            self._attributes = None
+            if text is None:
+                self._onStartElement(_MESSAGE, attributes)
+                self._onEndElement(_MESSAGE)
+            else:
+                self.localPrefixes = {}
+                self.GCMEvent(GCMStanza(text, attributes))
+        if depth == 2:
+            self._elements = 0
+            self._stanzaFrom = self._bytes
+
+    def _text(self, text: str) -> None:
+        """
+        Expat: text, whole.
+        """
+        if self._attributes is None:
+            self._onCdata(text)
+            if self._depth < 2:
+                # A keep-alive between stanzas.
+                self._stanzaFrom = self._bytes
+        elif self._depth == 3:
+            # Appended, because text is cut where a read ended.
+            self._gcmText = (self._gcmText or "") + text
+        # Text beside the <gcm> means nothing.
+
+    def _refuseDoctype(self, *_: object) -> None:
+        """
+        Expat: a DTD, or an entity declaration.
+        """
+        raise StreamRefused("restricted-xml", "DTDs and entities are not accepted")
+
+    def _refuseComment(self, _: str) -> None:
+        """
+        Expat: a comment.
+        """
+        raise StreamRefused("restricted-xml", "comments are not accepted")
+
+    def _refuseInstruction(self, *_: str) -> None:
+        """
+        Expat: a processing instruction.
+        """
+        raise StreamRefused("restricted-xml", "processing instructions are not accepted")

@@ -1,0 +1,315 @@
+"""
+The options of C{twistd fcm-xmpp}.
+
+A setting comes from its option, else from the environment, else from the
+configuration file, else it has a default.  Whatever is wrong is told in one
+line, with the exit status 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from msgspec import Struct
+from twisted.python import usage
+
+from fcmxmpp import __version__
+from fcmxmpp.connection import Credentials
+from fcmxmpp.delivery import POLICIES, Policy
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+__all__ = ["Options", "Settings", "die"]
+
+_EMBEDDED_SENDER = "123456789"
+
+_NO_SERVER = (
+    "no connection server to connect to: Google switched its own off in 2024, so name another one with "
+    "--endpoint tls:HOST:5235, or try this program with --embedded"
+)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """
+    What to run, complete and checked.
+
+    @ivar endpoint: a Twisted client endpoint description, or None for the
+        embedded connection server.
+    @ivar demo: whether to run the demonstration and end.
+    @ivar announce: whether to print where the embedded server listens, too,
+        because the log goes elsewhere.
+    """
+
+    credentials: Credentials | None
+    senderID: str
+    endpoint: str | None
+    demo: bool
+    handler: str
+    policy: Policy
+    grace: float
+    announce: bool
+
+
+class Options(usage.Options):
+    """
+    The options of C{twistd fcm-xmpp}.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "Runs a Firebase Cloud Messaging XMPP app server: receives what devices send, "
+        "gives it to a handler, and acknowledges it."
+    )
+
+    optFlags = [
+        ["embedded", None, "Run a connection server inside, with a simulated device, and use it"],
+        ["demo", None, "With --embedded: show messages on their way, and end"],
+    ]
+
+    optParameters = [
+        ["sender-id", None, None, "Who to log in as: digits (or FCM_SENDER_ID)"],
+        [
+            "server-key-file",
+            None,
+            None,
+            "File whose first line is the server key (or FCM_SERVER_KEY_FILE, or the key in FCM_SERVER_KEY, "
+            "or $CREDENTIALS_DIRECTORY/fcm-server-key)",
+        ],
+        [
+            "endpoint",
+            None,
+            None,
+            "The connection server: a Twisted client endpoint, such as "
+            "tls:push.example.org:5235 or tls:push.example.org:5235:trustRoots=DIR",
+        ],
+        [
+            "handler",
+            None,
+            None,
+            "What handles messages: the dotted name of an IUpstreamHandler, or of a callable that takes the "
+            "IDownstreamSender and returns one  [default: jsonlines: each as a line on standard output]",
+        ],
+        ["ack", None, None, f"When to acknowledge: {' or '.join(POLICIES)}  [default: handled]"],
+        ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
+        ["handler-tries", None, None, "Tries before a message is put aside  [default: 3]"],
+        ["grace", None, None, "Seconds that handlers get to end at the stop  [default: 10]"],
+        ["config", None, None, "TOML file with these options by the same names"],
+    ]
+
+    compData = usage.Completions(
+        optActions={
+            "config": usage.CompleteFiles("*.toml"),
+            "server-key-file": usage.CompleteFiles(),
+            "ack": usage.CompleteList(list(POLICIES)),
+        }
+    )
+
+    settings: Settings
+
+    #: Where to look for what no option says.
+    environ: Mapping[str, str] = os.environ
+
+    def parseOptions(self, options: Any = None) -> None:
+        """
+        Read the options.
+
+        @raise SystemExit: if anything is wrong with them.  A C{UsageError}
+            would have twistd print its whole manual.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            die(str(error))
+
+    def opt_version(self) -> NoReturn:
+        """
+        Display the version and exit.
+        """
+        print(f"fcmxmpp {__version__}")  # noqa: T201  # what the option is for
+        raise SystemExit(0)
+
+    def parseArgs(self, *arguments: str) -> None:
+        """
+        There are only options.
+        """
+        if arguments:
+            raise usage.UsageError(
+                f"unexpected argument {arguments[0]!r}: there are only options, see --help"
+            )
+
+    def postOptions(self) -> None:
+        """
+        Complete and check what was given.
+        """
+        self._file = self._readConfig(self["config"])
+        embedded = self._flag("embedded")
+        demo = self._flag("demo")
+        endpoint = self._value("endpoint")
+        if demo and not embedded:
+            raise usage.UsageError("--demo needs --embedded")
+        if embedded and endpoint is not None:
+            raise usage.UsageError("--embedded and --endpoint exclude each other")
+        if not embedded and endpoint is None:
+            raise usage.UsageError(_NO_SERVER)
+        if endpoint is not None and not endpoint.startswith("tls:"):
+            raise usage.UsageError(
+                "--endpoint has to begin with tls: (such as tls:push.example.org:5235), "
+                "because the server key goes over it"
+            )
+        senderID = self._value("sender-id", "FCM_SENDER_ID")
+        if senderID is None and embedded:
+            senderID = _EMBEDDED_SENDER
+        if senderID is None:
+            raise usage.UsageError("who to log in as? Give --sender-id, or set FCM_SENDER_ID")
+        if not (senderID.isascii() and senderID.isdigit()):
+            raise usage.UsageError("--sender-id has to be decimal digits")
+        handler = self._value("handler") or "jsonlines"
+        # Only twistd itself knows whether there will be a standard output.
+        daemon = self.parent is not None and not (self.parent.get("nodaemon") or self.parent.get("debug"))
+        if handler == "jsonlines" and daemon and not demo:
+            raise usage.UsageError(
+                "the default handler writes to standard output, which a daemon does not have: "
+                "use twistd -n, or name a --handler"
+            )
+        grace = self._number("grace", 10.0)
+        if grace < 0:
+            raise usage.UsageError("--grace has to be 0 or more seconds")
+        self.settings = Settings(
+            credentials=None if embedded else Credentials(senderID, self._serverKey()),
+            senderID=senderID,
+            endpoint=endpoint,
+            demo=demo,
+            handler=handler,
+            policy=self._policy(),
+            grace=grace,
+            announce=self._chooseLog(daemon, demo),
+        )
+
+    def _policy(self) -> Policy:
+        """
+        How messages are handled.
+        """
+        tries = self._number("handler-tries", 3.0)
+        if tries < 1 or tries != int(tries):
+            raise usage.UsageError("--handler-tries has to be 1 or more")
+        timeout = self._number("handler-timeout", 60.0)
+        if timeout <= 0:
+            raise usage.UsageError("--handler-timeout has to be more than 0 seconds")
+        ack = self._value("ack") or "handled"
+        if ack not in POLICIES:
+            raise usage.UsageError(f"--ack has to be one of: {', '.join(POLICIES)}")
+        return Policy(ack=ack, handlerTimeout=timeout, handlerTries=int(tries))
+
+    def _serverKey(self) -> str:
+        """
+        Find the server key.
+        """
+        path = self["server-key-file"] or self.environ.get("FCM_SERVER_KEY_FILE")
+        if path is None and self.environ.get("FCM_SERVER_KEY"):
+            return self.environ["FCM_SERVER_KEY"].strip()
+        if path is None and "CREDENTIALS_DIRECTORY" in self.environ:
+            credential = Path(self.environ["CREDENTIALS_DIRECTORY"], "fcm-server-key")
+            path = str(credential) if credential.exists() else None
+        path = path or self._file.get("server-key-file")
+        if path is None:
+            raise usage.UsageError("no server key: give --server-key-file, or set FCM_SERVER_KEY_FILE")
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise usage.UsageError(f"cannot read the server key: {_why(error)}: {path}") from None
+        if not lines or not lines[0].strip():
+            raise usage.UsageError(f"the first line of the server key file is empty: {path}")
+        return lines[0].strip()
+
+    def _readConfig(self, path: str | None) -> dict[str, str]:
+        """
+        Read the configuration file.
+        """
+        if path is None:
+            return {}
+        try:
+            with open(path, "rb") as file:
+                values = tomllib.load(file)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise usage.UsageError(f"cannot read --config: {_why(error)}: {path}") from None
+        known = {name for name, *_ in self.optParameters if name != "config"}
+        flags = {name for name, *_ in self.optFlags}
+        settings = {}
+        for name, value in values.items():
+            if name not in known | flags:
+                raise usage.UsageError(f"unknown setting {name!r} in {path}")
+            if name in flags and not isinstance(value, bool):
+                raise usage.UsageError(f"{name} has to be true or false in {path}")
+            if name in known and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
+                raise usage.UsageError(f"{name} has to be a string or a number in {path}")
+            settings[name] = str(value)
+        return settings
+
+    def _value(self, name: str, variable: str | None = None) -> str | None:
+        """
+        A setting: option, environment, file.
+        """
+        if self[name] is not None:
+            return str(self[name])
+        if variable is not None and self.environ.get(variable):
+            return self.environ[variable]
+        return self._file.get(name)
+
+    def _flag(self, name: str) -> bool:
+        """
+        A setting that is on or off.
+        """
+        return bool(self[name]) or self._file.get(name) == "True"
+
+    def _number(self, name: str, default: float) -> float:
+        """
+        A setting that is a number.
+        """
+        value = self._value(name)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except ValueError:
+            raise usage.UsageError(f"--{name} has to be a number") from None
+        if not number < float("inf"):
+            raise usage.UsageError(f"--{name} has to be a number")
+        return number
+
+    def _chooseLog(self, daemon: bool, demo: bool) -> bool:
+        """
+        Keep the log off the standard output, which belongs to the handler:
+        where twistd would write it there, have it on standard error.
+
+        @return: whether the log goes where nobody looks at it right now.
+        """
+        parent = self.parent
+        if parent is None or daemon:
+            return False
+        if parent.get("logger") or parent.get("logfile") or parent.get("syslog"):
+            return True
+        parent["logger"] = "fcmxmpp.tap.quietLog" if demo else "fcmxmpp.tap.stderrLog"
+        return False
+
+
+def die(message: str) -> NoReturn:
+    """
+    End with one line and the exit status 1.
+    """
+    raise SystemExit("twistd fcm-xmpp: " + " ".join(message.split()))
+
+
+def _why(error: Exception) -> str:
+    """
+    What went wrong with a file, in few words.
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
