@@ -16,6 +16,7 @@ from uuid import uuid4
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -23,11 +24,13 @@ from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.delivery import Policy, UpstreamDelivery
 from fcmxmpp.downstream import DownstreamSender
-from fcmxmpp.interfaces import IDownstreamSender, ISessionObserver, IUpstreamHandler
+from fcmxmpp.interfaces import AppServerEvent, IDownstreamSender, ISessionObserver, IUpstreamHandler
 from fcmxmpp.messages import Ack, DownstreamMessage
 
 
 __all__ = ["AppServer"]
+
+_log = Logger()
 
 
 @implementer(IDownstreamSender)
@@ -61,7 +64,8 @@ class AppServer(Service):
         """
         self._sender = DownstreamSender(lambda: str(uuid4()))
         self._grace = grace
-        observe = None if observer is None else observer.observed
+        self._started = False
+        observe = None if observer is None else _guarded(observer)
         if not IUpstreamHandler.providedBy(handler) and callable(handler):
             handler = handler(self)
         verifyObject(IUpstreamHandler, handler)
@@ -86,7 +90,12 @@ class AppServer(Service):
     def startService(self) -> None:
         """
         Connect, and stay connected.
+
+        @raise RuntimeError: if it has been started before: make a new one.
         """
+        if self._started:
+            raise RuntimeError("an AppServer can be started once; make another one")
+        self._started = True
         super().startService()
         self.link.start()
 
@@ -107,3 +116,18 @@ class AppServer(Service):
         await self.delivery.stop(self._grace)
         self._sender.stop()
         await self.link.stop()
+
+
+def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:
+    """
+    An observer that must not raise, and cannot: those who tell it are in the
+    midst of something.
+    """
+
+    def observe(event: AppServerEvent) -> None:
+        try:
+            observer.observed(event)
+        except Exception:
+            _log.failure("the observer failed on {event}", event=type(event).__name__)
+
+    return observe

@@ -21,7 +21,7 @@ from wokkel.subprotocols import XMPPHandler
 from zope.interface import Interface
 
 from fcmxmpp.elementstream import GCMStanza
-from fcmxmpp.errors import FCMError, MalformedPayload, Nacked
+from fcmxmpp.errors import FCMError, MalformedPayload, Nacked, NotSendable
 from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, UpstreamAck
 from fcmxmpp.payload import decodeFromAppServer, decodeFromConnectionServer
@@ -297,7 +297,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         Write an ACK to this stream, if it still exists.  For L{AckObserver}.
         """
-        if self.session is None:
+        if self.session is None or self._stream is None or self._stream.closing:
             return
         outputs = self.session.answer(ack)
         self._carryOut(outputs)
@@ -318,9 +318,16 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
     def sendDownstream(self, message: DownstreamMessage) -> None:
         """
         Send a message, for which there has to be L{room}.
+
+        @raise NotSendable: if it has been changed to what cannot be sent.
         """
         assert self.session is not None
-        self._carryOut(self.session.send(message))
+        outputs = self.session.send(message)
+        try:
+            self._carryOut(outputs)
+        except NotSendable:
+            self.session.giveUp(message.message_id or "")
+            raise
 
     def close(self) -> None:
         """

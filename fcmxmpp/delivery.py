@@ -10,6 +10,7 @@ them fire when the one handling of the message is done.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fcmxmpp.errors import HandlerFailed, HandlerTimedOut, HandlerUnavailable, MalformedPayload, Stopped
+from fcmxmpp.errors import (
+    HandlerFailed,
+    HandlerTimedOut,
+    HandlerUnavailable,
+    MalformedPayload,
+    Stopped,
+    StreamLost,
+)
 from fcmxmpp.interfaces import (
     AppServerEvent,
     Arrived,
@@ -44,6 +52,11 @@ __all__ = ["POLICIES", "Policy", "UpstreamDelivery"]
 
 _log = Logger()
 
+#: Of how many comings of a message that is being handled the stream is known.
+MAX_WAITERS = 16
+#: How many messages may be handled at once where they are acknowledged first;
+#: beyond that the ACK waits, and so the connection server does.
+MAX_ACKED = 1000
 #: When a message is acknowledged: once it has been handled, or at once.
 POLICIES = ("handled", "received")
 
@@ -56,7 +69,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     @ivar handlerTimeout: seconds that a handler may take.
     @ivar handlerTries: how often a message is tried before it is put aside.
     @ivar remembered: how many handled messages are remembered, so that they
-        are not handled again; about 300 bytes each.
+        are not handled again; about 300 bytes each, and more where tokens and
+        identifiers are long.
     """
 
     ack: str = "handled"
@@ -137,9 +151,16 @@ class UpstreamDelivery:
         # The attempts that have not fired, in the order they time out: one
         # timer serves them all, as the time-out is the same for all.
         self._attempts: dict[tuple[str, str], _Handling] = {}
+        # Whose attempt a Deferred is; a handler that works in batches may
+        # return one and the same for several messages.
+        self._batches: dict[Deferred[Any], list[_Handling]] = {}
         self._sweep: IDelayedCall | None = None
+        self._toldUnavailable: float | None = None
         self._stopping = False
         self._idle: list[Deferred[None]] = []
+        # How many handlers are being called just now: more than one if one
+        # has the next message delivered.
+        self._calling = 0
         self.malformed = 0
         self.deadLetters = 0
 
@@ -154,24 +175,35 @@ class UpstreamDelivery:
                 self._observe(Repeated(message))
             if handling is None or self._ackFirst:
                 return succeed(None)
-            waiter: Deferred[None] = Deferred()
-            handling.waiters.append(waiter)
-            return waiter
+            return self._await(handling)
         if self._stopping:
             return fail(Stopped("stopping"))
         if self._observe is not None:
             self._observe(Arrived(message))
         handling = self._running[key] = _Handling(message)
-        if self._ackFirst:
+        if self._ackFirst and len(self._running) <= MAX_ACKED:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
             if self._turn is None:
                 self._turn = self._clock.callLater(0, self._tryAcked)
             self._acked.append(handling)
             return succeed(None)
-        waiter = Deferred()
-        handling.waiters.append(waiter)
+        waiter = self._await(handling)
         self._try(handling)
+        return waiter
+
+    def _await(self, handling: _Handling) -> Deferred[None]:
+        """
+        A Deferred for one more coming of a message that is being handled.
+
+        @return: fires when it may be acknowledged.  If it comes very often,
+            because its streams break one after the other, the oldest comings
+            are forgotten: their streams are gone.
+        """
+        waiter: Deferred[None] = Deferred()
+        handling.waiters.append(waiter)
+        if len(handling.waiters) > MAX_WAITERS:
+            handling.waiters.pop(0).errback(StreamLost("the message came again many times since"))
         return waiter
 
     def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
@@ -184,9 +216,7 @@ class UpstreamDelivery:
         handling = self._running.get(key)
         if handling is not None and not self._ackFirst:
             # An ACK would do for the good message of that name as well.
-            waiter: Deferred[None] = Deferred()
-            handling.waiters.append(waiter)
-            return waiter
+            return self._await(handling)
         if handling is None and key not in self._done:
             self._remember(key)
             self._deadLetter(error.message_id, error.from_, f"malformed: {error.reason}")
@@ -219,12 +249,24 @@ class UpstreamDelivery:
         """
         Give the message to the application.
         """
+        self._calling += 1
+        try:
+            self._call(handling)
+        finally:
+            self._calling -= 1
+
+    def _call(self, handling: _Handling) -> None:
+        """
+        The same, inside of it.
+        """
         handling.retry = None
         message = handling.message
         handle = self._handleReceipt if isinstance(message, Receipt) else self._handle
         try:
             attempt = _asDeferred(handle(message))
-        except (Exception, asyncio.CancelledError):
+        except BaseException:
+            # SystemExit, too: one message must not end the process, nor stay
+            # here for ever.
             self._retryOrPutAside(handling, Failure())
             return
         if attempt is None:
@@ -233,13 +275,15 @@ class UpstreamDelivery:
         handling.attempt = attempt
         handling.deadline = self._clock.seconds() + self._policy.handlerTimeout
         self._attempts[message.key] = handling
-        attempt.addCallbacks(
-            self._attemptSucceeded,
-            self._attemptFailed,
-            callbackArgs=(handling, attempt),
-            errbackArgs=(handling, attempt),
-        )
-        attempt.addErrback(_bug)
+        batch = self._batches.get(attempt)
+        if batch is not None:
+            batch.append(handling)
+        else:
+            self._batches[attempt] = [handling]
+            attempt.addCallbacks(
+                self._attemptSucceeded, self._attemptFailed, callbackArgs=(attempt,), errbackArgs=(attempt,)
+            )
+            attempt.addErrback(_bug)
         self._setSweep()
 
     def _endAttempt(self, handling: _Handling) -> None:
@@ -249,28 +293,33 @@ class UpstreamDelivery:
         handling.attempt = None
         self._attempts.pop(handling.message.key, None)
 
-    def _attemptSucceeded(self, _: object, handling: _Handling, attempt: Deferred[Any]) -> None:
+    def _attemptSucceeded(self, _: object, attempt: Deferred[Any]) -> None:
         """
         What the handler returned has fired.
         """
-        if handling.attempt is attempt:
-            self._endAttempt(handling)
-            self._handled(handling)
+        for handling in self._batches.pop(attempt):
+            if handling.attempt is attempt:
+                self._endAttempt(handling)
+                self._handled(handling)
 
-    def _attemptFailed(self, failure: Failure, handling: _Handling, attempt: Deferred[Any]) -> None:
+    def _attemptFailed(self, failure: Failure, attempt: Deferred[Any]) -> None:
         """
         What the handler returned has failed.  If it had been given up, that
         has been told already.
         """
-        if handling.attempt is attempt:
-            self._endAttempt(handling)
-            self._retryOrPutAside(handling, failure)
+        for handling in self._batches.pop(attempt):
+            if handling.attempt is attempt:
+                self._endAttempt(handling)
+                self._retryOrPutAside(handling, failure)
 
     def _handled(self, handling: _Handling) -> None:
         """
         The application has handled the message.
         """
         handling.tries += 1
+        if self._toldUnavailable is not None:
+            self._toldUnavailable = None
+            _log.info("the handler works again")
         self._remember(handling.message.key)
         if self._observe is not None:
             self._observe(Handled(handling.message, handling.tries))
@@ -307,12 +356,39 @@ class UpstreamDelivery:
         """
         One failure with its traceback for a message, one line for each more.
         """
+        if handling.unavailable:
+            self._logUnavailable(failure)
+            return
         name = _nameOf(failure)
         then = "no more tries" if delay is None else f"next try in {delay:.1f} s"
-        if handling.tries == 1 and not handling.unavailable:
-            _log.failure("the handler failed: {name}; {then}", _withoutText(failure), name=name, then=then)
+        if handling.tries == 1:
+            _log.failure(
+                "the handler failed on {message_id!r}: {name}; {then}",
+                _withoutText(failure),
+                message_id=handling.message.message_id[:100],
+                name=name,
+                then=then,
+            )
         else:
-            _log.warn("the handler failed again: {name}; {then}", name=name, then=then)
+            _log.warn(
+                "the handler failed again on {message_id!r}: {name}; {then}",
+                message_id=handling.message.message_id[:100],
+                name=name,
+                then=then,
+            )
+
+    def _logUnavailable(self, failure: Failure) -> None:
+        """
+        Say that the handler cannot work: once a minute, not for each message.
+        """
+        now = self._clock.seconds()
+        if self._toldUnavailable is None or now - self._toldUnavailable >= 60:
+            self._toldUnavailable = now
+            _log.warn(
+                "the handler cannot work now: {reason}; {count} messages wait for it",
+                reason=str(failure.value),
+                count=len(self._running),
+            )
 
     # Time-outs.
 
@@ -362,7 +438,7 @@ class UpstreamDelivery:
         C{message_id} and without its contents.
         """
         self.deadLetters += 1
-        _log.error("dead letter {message_id!r}: {reason}", message_id=message_id, reason=reason)
+        _log.error("dead letter {message_id!r}: {reason}", message_id=message_id[:100], reason=reason)
         if self._observe is not None:
             self._observe(DeadLettered(message_id, from_, reason))
 
@@ -389,7 +465,7 @@ class UpstreamDelivery:
         The message will not be handled by this process.
         """
         reason = "stopped before the message was handled"
-        if self._ackFirst:
+        if self._ackFirst and not handling.waiters:
             # It will not be delivered again, so this is the last trace of it.
             self._deadLetter(handling.message.message_id, handling.message.from_, reason)
         for waiter in self._leave(handling):
@@ -400,7 +476,11 @@ class UpstreamDelivery:
         """
         Tell those who wait for the end that nothing is being handled any more.
         """
-        if not self._running:
+        if self._idle and not self._running:
+            if self._calling:
+                # A handler had us stopped: its ACK is chained when it returns.
+                self._clock.callLater(0, self._noteIdle)
+                return
             idle, self._idle = self._idle, []
             for waiter in idle:
                 waiter.callback(None)
@@ -430,6 +510,9 @@ class UpstreamDelivery:
                 self._idle.remove(idle)
                 _log.warn("{count} handlers did not end in time", count=len(self._running))
         for handling in list(self._running.values()):
+            if handling.message.key not in self._running:
+                # Cancelling another one ended it.
+                continue
             attempt = handling.attempt
             self._endAttempt(handling)
             self._abandon(handling)
@@ -455,6 +538,8 @@ def _asDeferred(result: Any) -> Deferred[Any] | None:
         return Deferred.fromCoroutine(result)
     if asyncio.isfuture(result):
         return Deferred.fromFuture(result)
+    if isinstance(result, concurrent.futures.Future):
+        raise TypeError("the handler returned a concurrent future: use deferToThread")
     if inspect.isawaitable(result):
         return Deferred.fromCoroutine(_awaited(result))
     if inspect.isgenerator(result) or inspect.isasyncgen(result):

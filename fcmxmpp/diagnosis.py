@@ -17,6 +17,7 @@ from twisted.words.protocols.jabber.error import StreamError
 from twisted.words.xish import domish
 
 from fcmxmpp.errors import FCMError
+from fcmxmpp.stanza import conditionName
 from fcmxmpp.xmppstream import GCMStream
 
 
@@ -46,7 +47,7 @@ def describe(error: BaseException | None, stream: GCMStream | None = None) -> st
     if isinstance(error, SSL.Error):
         return _describeTLS(error, stream)
     if isinstance(error, StreamError):
-        return f"the server ended the stream with an error: {error.condition}"
+        return f"the server ended the stream with an error: {conditionName(error.condition)}"
     if isinstance(error, domish.ParserError):
         what = "sent what is not allowed in an XMPP stream" if _hasBegun(stream) else "does not speak XMPP"
         return f"the server {what}: {error}"
@@ -74,7 +75,7 @@ def _describeTLS(error: SSL.Error, stream: GCMStream | None) -> str:
     """
     Say why TLS failed.
     """
-    details = error.args[0] if error.args else ()
+    details = error.args[0] if error.args and isinstance(error.args[0], list) else ()
     reasons = [detail[-1] for detail in details if isinstance(detail, tuple) and detail]
     if any(reason in _NO_TLS for reason in reasons):
         return "the server does not speak TLS on this port"

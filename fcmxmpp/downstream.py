@@ -95,7 +95,13 @@ class DownstreamSender:
                 return
             message = self._queue.take()
             assert message is not None
-            stream.sendDownstream(message)
+            try:
+                stream.sendDownstream(message)
+            except NotSendable as error:
+                # Its data were changed after send().
+                result = self._settle(message)
+                if result is not None:
+                    result.errback(error)
 
     def _settle(self, message: DownstreamMessage) -> Deferred[Ack] | None:
         """

@@ -22,6 +22,7 @@ from twisted.words.xish import domish
 __all__ = [
     "MAX_DEPTH",
     "MAX_ELEMENTS",
+    "MAX_NAMES",
     "MAX_STANZA_BYTES",
     "NS_GCM",
     "GCMStanza",
@@ -37,6 +38,8 @@ MAX_STANZA_BYTES = 65_536
 MAX_DEPTH = 32
 #: The most elements in a stanza.
 MAX_ELEMENTS = 256
+#: The most different names of elements and attributes in a stream.
+MAX_NAMES = 1000
 
 _GCM = f"{NS_GCM} gcm"
 _MESSAGE = "jabber:client message"
@@ -190,6 +193,9 @@ class StanzaElementStream(domish.ExpatElementStream):
         if depth == 2:
             self._elements = 0
             self._stanzaFrom = self._bytes
+            # The parser keeps every name that it has ever seen.
+            if len(self.parser.intern) > MAX_NAMES:
+                raise StreamRefused("policy-violation", "too many different names")
 
     def _text(self, text: str) -> None:
         """

@@ -153,7 +153,7 @@ class LoginRefused(FCMError):
 
 class LoginTimedOut(FCMError):
     """
-    The connection was made, but the login did not end in time.
+    Connecting and logging in took too long.
     """
 
 
@@ -196,5 +196,6 @@ class HandlerUnavailable(FCMError):
 
     The message is not at fault (the handler's database is down, its disk is
     full), so the try does not count: the message stays unacknowledged and is
-    tried again with back-off for as long as it takes.
+    tried again with back-off for as long as it takes.  The text is logged, so
+    it must not quote the message.
     """

@@ -212,11 +212,11 @@ class LinkLost(Struct, frozen=True):
     A link's stream is gone, or could not be made.
 
     @ivar reason: why, in one readable line.
-    @ivar retryIn: seconds until the next try, or None if there is none.
+    @ivar retryIn: seconds until the next try.
     """
 
     reason: str
-    retryIn: float | None
+    retryIn: float
 
 
 #: Everything that an L{ISessionObserver} is told.

@@ -18,6 +18,7 @@ from twisted.words.xish import domish
 from twisted.words.xish.xmlstream import BootstrapMixin
 
 from fcmxmpp.errors import FCMError, LoginRefused, StreamLost
+from fcmxmpp.stanza import conditionName
 from fcmxmpp.xmppstream import GCMStream
 
 
@@ -66,6 +67,12 @@ class _PlainInitializer(sasl.SASLInitiatingInitializer):
         self.mechanism = sasl_mechanisms.Plain(  # type: ignore[assignment]  # untyped
             None, authenticator.jid.full(), authenticator.password
         )
+
+    def onChallenge(self, element: domish.Element) -> None:
+        """
+        PLAIN has no challenge that it could answer.
+        """
+        self.onFailure(domish.Element((sasl.NS_XMPP_SASL, "failure")))
 
 
 class _SessionInitializer(xmlstream.BaseFeatureInitiatingInitializer):
@@ -152,11 +159,11 @@ def loginError(error: BaseException | None) -> FCMError:
     What a failed step of the login means.
     """
     if isinstance(error, sasl.SASLAuthError):
-        return LoginRefused(error.condition or "no reason given")
+        return LoginRefused(conditionName(error.condition) if error.condition else "no reason given")
     if isinstance(error, sasl.SASLNoAcceptableMechanism):
         return LoginRefused("the server does not offer SASL PLAIN")
     if isinstance(error, xmlstream.FeatureNotAdvertized):
         return LoginRefused("the server offers no login")
     if isinstance(error, StanzaError):
-        return StreamLost(f"the server refused to bind a resource: {error.condition}")
+        return StreamLost(f"the server refused to bind a resource: {conditionName(error.condition)}")
     return StreamLost(f"the login failed: {type(error).__name__}")

@@ -174,7 +174,9 @@ class Options(usage.Options):
             raise usage.UsageError("--sender-id has to be decimal digits")
         handler = self._value("handler") or "jsonlines"
         # Only twistd itself knows whether there will be a standard output.
-        daemon = self.parent is not None and not (self.parent.get("nodaemon") or self.parent.get("debug"))
+        # ("twist" and Windows know no daemon).
+        parent: Any = self.parent or {}
+        daemon = "nodaemon" in parent and not (parent["nodaemon"] or parent.get("debug"))
         if handler == "jsonlines" and daemon and not demo:
             raise usage.UsageError(
                 "the default handler writes to standard output, which a daemon does not have: "
@@ -200,7 +202,7 @@ class Options(usage.Options):
         """
         tries = self._number("handler-tries", 3.0)
         if tries < 1 or tries != int(tries):
-            raise usage.UsageError("--handler-tries has to be 1 or more")
+            raise usage.UsageError("--handler-tries has to be a whole number, 1 or more")
         timeout = self._number("handler-timeout", 60.0)
         if timeout <= 0:
             raise usage.UsageError("--handler-timeout has to be more than 0 seconds")
@@ -213,18 +215,20 @@ class Options(usage.Options):
         """
         Find the server key.
         """
-        path = self["server-key-file"] or self.environ.get("FCM_SERVER_KEY_FILE")
-        if path is None and self.environ.get("FCM_SERVER_KEY"):
-            return self.environ["FCM_SERVER_KEY"].strip()
-        if path is None and "CREDENTIALS_DIRECTORY" in self.environ:
-            credential = Path(self.environ["CREDENTIALS_DIRECTORY"], "fcm-server-key")
-            path = str(credential) if credential.exists() else None
+        path = self["server-key-file"] or self.environ.get("FCM_SERVER_KEY_FILE") or None
+        key = self.environ.get("FCM_SERVER_KEY", "").strip()
+        if path is None and key:
+            return key
+        directory = self.environ.get("CREDENTIALS_DIRECTORY")
+        if path is None and directory:
+            credential = os.path.join(directory, "fcm-server-key")
+            path = credential if os.path.exists(credential) else None
         path = path or self._file.get("server-key-file")
         if path is None:
             raise usage.UsageError("no server key: give --server-key-file, or set FCM_SERVER_KEY_FILE")
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise usage.UsageError(f"cannot read the server key: {_why(error)}: {path}") from None
         if not lines or not lines[0].strip():
             raise usage.UsageError(f"the first line of the server key file is empty: {path}")

@@ -7,6 +7,7 @@ What is sent is formatted text; no elements are built for it.
 
 from __future__ import annotations
 
+import re
 from xml.sax.saxutils import escape
 
 from msgspec import Struct
@@ -24,12 +25,16 @@ __all__ = [
     "answerIQ",
     "attribute",
     "clientStanza",
+    "conditionName",
     "parseStanzaError",
     "payloadOf",
     "serverStanza",
     "stanzaError",
 ]
 
+#: The longest C{message_id} that is repeated as the C{id} of its stanza; a
+#: long one twice would make the stanza too large.
+MAX_ID = 256
 #: The namespace of XEP-0199 pings.
 NS_PING = "urn:xmpp:ping"
 #: The namespace of the conditions in a stanza error.
@@ -48,11 +53,12 @@ def clientStanza(message: FromAppServer) -> bytes:
     """
     A message of the app server, as the stanza to send.
 
-    The stanza's C{id} repeats the C{message_id} where that needs no care,
-    because a stanza error may echo nothing else.
+    The stanza's C{id} repeats the C{message_id} where that is short and needs
+    no care, because a stanza error may echo nothing else.
     """
     stanzaID = message.message_id or ""
-    if not (stanzaID.isascii() and stanzaID.replace("-", "").replace("_", "").isalnum()):
+    plain = stanzaID.isascii() and stanzaID.replace("-", "").replace("_", "").isalnum()
+    if not plain or len(stanzaID) > MAX_ID:
         stanzaID = ""
     return b'<message id="%b"><gcm xmlns="google:mobile:data">%b</gcm></message>' % (
         stanzaID.encode("ascii"),
@@ -74,6 +80,14 @@ def serverStanza(message: FromConnectionServer, to: str = "") -> bytes:
             b'<gcm xmlns="google:mobile:data">%b</gcm></message>'
         ) % (attribute(to).encode(), encode(message))
     return b'<message><data:gcm xmlns:data="google:mobile:data">%b</data:gcm></message>' % encode(message)
+
+
+def conditionName(name: str | None) -> str:
+    """
+    The name of an error condition, fit for a log: the peer might have put
+    anything in its place.
+    """
+    return name if name and re.fullmatch("[a-z-]{1,40}", name) else "unknown condition"
 
 
 _ERRORS = {400: "bad-request", 406: "not-acceptable"}
@@ -167,5 +181,5 @@ def parseStanzaError(element: domish.Element) -> StanzaError | None:
             code = int(value) if value.isascii() and value.isdigit() and len(value) < 4 else 0
             for detail in child.elements():
                 if detail.uri == NS_STANZAS and detail.name != "text":
-                    condition = detail.name
+                    condition = conditionName(detail.name)
     return StanzaError(code, condition, element.getAttribute("id"), text)

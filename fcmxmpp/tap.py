@@ -8,14 +8,17 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
 
 from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import (
@@ -86,14 +89,17 @@ def _makeHandler(name: str) -> Any:
     Find the handler, or what makes it.
     """
     if name == "jsonlines":
+        if sys.__stdout__ is None:
+            die("the default handler writes to standard output, which is closed: name a --handler")
         # Unbuffered, and not sys.stdout, which twistd replaces by its log.
-        return JSONLines(open(_standard("stdout").fileno(), "wb", buffering=0, closefd=False))
+        output = FileIO(sys.__stdout__.fileno(), "wb", closefd=False)
+        return JSONLines(output, lambda patience: bool(select.select([], [output], [], patience)[1]))
     try:
         return namedAny(name)
     except Exception as error:
         die(
             f"--handler {name} cannot be imported: {type(error).__name__}: {error} "
-            "(twistd does not look in the current directory: use python -m twisted, or set PYTHONPATH)"
+            "(twistd does not look in the current directory: set PYTHONPATH)"
         )
 
 
@@ -108,11 +114,8 @@ def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, description)
         return endpoint
-    except Exception as error:
-        die(
-            "--endpoint has to look like tls:HOST:PORT or tls:HOST:PORT:trustRoots=DIR: "
-            f"{type(error).__name__} in {description!r}"
-        )
+    except Exception:
+        die(f"--endpoint has to look like tls:HOST:PORT or tls:HOST:PORT:trustRoots=DIR, not {description!r}")
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -122,7 +125,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     settings = options.settings
-    services = MultiService()
+    services = _InOrder()
     status = _ExitStatus(reactor)
     status.setServiceParent(services)
     endpoint: IStreamClientEndpoint
@@ -156,11 +159,33 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     except Exception as error:
         die(
             f"--handler {settings.handler} is neither an IUpstreamHandler nor a callable that takes the "
-            f"IDownstreamSender and returns one: {type(error).__name__}: {error}"
+            f"IDownstreamSender and returns one: {type(error).__name__}: {str(error)[:200]} "
+            "(is @implementer(IUpstreamHandler) missing?)"
         )
     server.setServiceParent(services)
     service: IService = services
     return service
+
+
+class _InOrder(MultiService):
+    """
+    Services that stop one after the other, the last one first: the connection
+    server has to be there until the app server has sent its last ACK.
+    """
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop them.
+        """
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        """
+        See L{stopService}.
+        """
+        for service in reversed(list(self)):
+            await maybeDeferred(service.stopService)
 
 
 def _printLine(line: str) -> None:
@@ -240,6 +265,7 @@ def _exitWith(status: int, leave: Callable[[int], object] = os._exit) -> None:
     """
     Leave with an exit status, at the very end.
     """
-    for name in ("stdout", "stderr"):
-        _standard(name).flush()
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
     leave(status)

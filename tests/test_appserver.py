@@ -18,8 +18,17 @@ from zope.interface import Invalid, implementer
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
-from fcmxmpp.errors import HandlerFailed, Stopped
-from fcmxmpp.interfaces import Acknowledged, Handled, IDownstreamSender, IUpstreamHandler, LinkReady, Repeated
+from fcmxmpp.elementstream import MAX_NAMES
+from fcmxmpp.errors import HandlerFailed, NotSendable, Stopped
+from fcmxmpp.interfaces import (
+    Acknowledged,
+    Handled,
+    IDownstreamSender,
+    ISessionObserver,
+    IUpstreamHandler,
+    LinkReady,
+    Repeated,
+)
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 from fcmxmpp.testing import (
     SENDER_ID,
@@ -601,3 +610,124 @@ class CutTests(SynchronousTestCase):
             self.assertGreater(pair.connectionServer.statistics.redelivered, 0)
             self.assertGreater(len(pair.observer.of(Repeated)), 0)
             self.successResultOf(pair.stop())
+
+
+class ReviewTests(SynchronousTestCase):
+    """
+    What a review found.
+    """
+
+    def test_stoppedByTheHandler(self) -> None:
+        """
+        A handler that stops the service has its own message acknowledged
+        before the end of the stream.
+        """
+        pair = connectedPair(RecordingHandler(lambda _: (pair.appServer.stopService(), None)[1]))
+        pair.device.send("m-1", {})
+        pair.pump()
+        pair.advance(1)
+        self.assertEqual(["m-1"], pair.device.delivered)
+        self.assertEqual((0, []), (pair.network.connections, pair.clock.getDelayedCalls()))
+
+    def test_notAcknowledgedWhenClosing(self) -> None:
+        """
+        Nothing is said to be acknowledged on a stream that has been ended.
+        """
+        result: Deferred[None] = Deferred()
+        script = ScriptedConnectionServer()
+        joined = script.joined(RecordingHandler(lambda _: result))
+        script.deliver(upstream("m-1"))
+        joined.pump()
+        joined.network.silent = True
+        assert joined.appServer.link._current is not None
+        stream = joined.appServer.link._current._factory.stream
+        assert stream is not None
+        stream.close()
+        result.callback(None)
+        self.assertEqual([], joined.observer.of(Acknowledged))
+        joined.network.silent = False
+        joined.stop()
+
+    def test_observerRaises(self) -> None:
+        """
+        An observer that raises is logged, and changes nothing.
+        """
+
+        @implementer(ISessionObserver)
+        class Broken:
+            def observed(self, event: object) -> None:
+                raise ZeroDivisionError
+
+        clock = Clock()
+        script = ScriptedConnectionServer()
+        network = MemoryNetwork(clock, script.factory(clock))
+        server = AppServer(
+            network, Credentials(SENDER_ID, SERVER_KEY), RecordingHandler(), clock=clock, observer=Broken()
+        )
+        server.startService()
+        network.pump()
+        network.cut()
+        network.pump()
+        script.deliver(upstream("m-1"))
+        network.pump()
+        self.assertEqual((["m-1"], 2), (script.acks, server.link.generation))
+        stopped = server.stopService()
+        network.pump()
+        self.successResultOf(stopped)
+        self.assertGreater(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
+
+    def test_changedAfterSend(self) -> None:
+        """
+        Data that are changed after the send to what cannot be sent fail that
+        message, and none behind it.
+        """
+        pair = connectedPair(RecordingHandler())
+        pair.network.refuse = True
+        pair.cut()
+        data: dict[str, Any] = {"k": "v"}
+        first = pair.appServer.send(DownstreamMessage(to="tok-A", data=data))
+        second = pair.appServer.send(DownstreamMessage(to="tok-A"))
+        data["k"] = object()
+        pair.network.refuse = False
+        pair.advance(5)
+        self.failureResultOf(first, NotSendable)
+        self.successResultOf(second)
+        self.successResultOf(pair.stop())
+
+    def test_startedOnce(self) -> None:
+        """
+        It is started once; a second start says so.
+        """
+        pair = connectedPair(RecordingHandler())
+        self.assertRaises(RuntimeError, pair.appServer.startService)
+        self.successResultOf(pair.stop())
+        self.assertRaises(RuntimeError, pair.appServer.startService)
+
+    def test_hugeID(self) -> None:
+        """
+        A message with a very long C{message_id} is acknowledged: the ACK is
+        no larger than the message was.
+        """
+        pair = connectedPair(RecordingHandler())
+        script = ScriptedConnectionServer()
+        joined = script.joined(RecordingHandler())
+        script.deliver(upstream("x" * 60_000))
+        joined.pump()
+        self.assertEqual(["x" * 60_000], script.acks)
+        self.assertEqual(1, joined.appServer.link.generation)
+        self.successResultOf(pair.stop())
+        self.successResultOf(joined.stop())
+
+    def test_manyNames(self) -> None:
+        """
+        A peer that makes up ever new names, which the parser would keep for
+        ever, loses its stream.
+        """
+        script = ScriptedConnectionServer()
+        joined = script.joined(RecordingHandler())
+        for number in range(MAX_NAMES + 1):
+            script.write(b"<x%d/>" % number)
+        joined.pump()
+        self.assertEqual(2, joined.appServer.link.generation)
+        joined.stop()
+        joined.pump()

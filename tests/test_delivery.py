@@ -5,6 +5,7 @@ Tests for L{fcmxmpp.delivery}.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -20,15 +21,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsJSON, eventAsText
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from fcmxmpp.delivery import POLICIES, Policy, UpstreamDelivery
-from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, Stopped
+from fcmxmpp.delivery import MAX_ACKED, MAX_WAITERS, POLICIES, Policy, UpstreamDelivery
+from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, Stopped, StreamLost
 from fcmxmpp.interfaces import (
     AppServerEvent,
     Arrived,
@@ -1097,8 +1098,8 @@ class LogTests(DeliveryCase):
         )
         self.assertEqual(
             [
-                "the handler failed again: builtins.ValueError; next try in 2.0 s",
-                "the handler failed again: builtins.ValueError; no more tries",
+                "the handler failed again on 'm-1': builtins.ValueError; next try in 2.0 s",
+                "the handler failed again on 'm-1': builtins.ValueError; no more tries",
                 "dead letter 'm-1': the handler failed 3 times, last with builtins.ValueError",
             ],
             [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events[1:]],
@@ -1166,24 +1167,49 @@ class LogTests(DeliveryCase):
             harness.take(upstream("m-1", password=SECRET))
             harness.clock.pump([5, 1, 5])
         self.assertEqual([LogLevel.critical, LogLevel.warn], [event["log_level"] for event in events])
-        self.assertIn("the handler failed: fcmxmpp.errors.HandlerTimedOut", eventAsText(events[0]))
+        self.assertIn("the handler failed on 'm-1': fcmxmpp.errors.HandlerTimedOut", eventAsText(events[0]))
         self.assertNotIn(SECRET, "".join(map(rendered, events)))
 
     def test_unavailable(self) -> None:
         """
         A handler that says that it cannot work is no failure with a
-        traceback, neither before nor after a real one.
+        traceback.  What it says is told, once a minute and not for each
+        message and try; and that it works again.
         """
-        results: list[Exception] = [HandlerUnavailable(SECRET), ValueError(), HandlerUnavailable(SECRET)]
+        down = [True]
+
+        def answer(message: UpstreamMessage) -> None:
+            if down[0]:
+                raise HandlerUnavailable("the database is down")
+
+        harness = self.makeDelivery(answer)
+        with self.logs() as events:
+            harness.take(*(upstream(f"m-{n}", password=SECRET) for n in range(5)))
+            harness.clock.pump([1] * 100)
+            down[0] = False
+            harness.clock.pump([1] * 100)
+        told = [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events]
+        self.assertEqual(
+            [
+                "the handler cannot work now: the database is down; 1 messages wait for it",
+                "the handler cannot work now: the database is down; 5 messages wait for it",
+                "the handler works again",
+            ],
+            told,
+        )
+        self.assertEqual(5, len(harness.acknowledged))
+        self.assertNotIn(SECRET, "".join(map(rendered, events)))
+
+    def test_unavailableAndFailing(self) -> None:
+        """
+        Neither before nor after such a try does a real failure go unlogged.
+        """
+        results: list[Exception] = [HandlerUnavailable("x"), ValueError(), HandlerUnavailable("x")]
         harness = self.makeDelivery(lambda _: fail(results.pop(0)))
         with self.logs() as events:
             harness.take(upstream("m-1"))
             harness.clock.pump([1, 1])
-        self.assertEqual(
-            [LogLevel.warn, LogLevel.critical, LogLevel.warn], [event["log_level"] for event in events]
-        )
-        self.assertIn("fcmxmpp.errors.HandlerUnavailable; next try in 1.0 s", eventAsText(events[0]))
-        self.assertNotIn(SECRET, "".join(map(rendered, events)))
+        self.assertEqual([LogLevel.warn, LogLevel.critical], [event["log_level"] for event in events])
 
     def test_success(self) -> None:
         """
@@ -1387,8 +1413,11 @@ class StopTests(DeliveryCase):
         stopped: list[Deferred[None]] = []
         harness = self.makeDelivery(lambda _: stopped.append(harness.stop(10)))
         harness.take(upstream("m-1"))
-        self.successResultOf(stopped[0])
+        # Not yet: the ACK is chained onto what take() returns.
+        self.assertNoResult(stopped[0])
         self.assertEqual(["m-1"], harness.acknowledged)
+        harness.clock.advance(0)
+        self.successResultOf(stopped[0])
         self.assertEqual([], harness.clock.getDelayedCalls())
 
     def test_stoppedByTheAcknowledger(self) -> None:
@@ -1800,3 +1829,116 @@ class DeliveryMachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             DeliveryMachine, settings=settings(max_examples=150, stateful_step_count=40)
         )
+
+
+class BatchTests(DeliveryCase):
+    """
+    A handler may answer for several messages at once.
+    """
+
+    def test_sharedSucceeds(self) -> None:
+        """
+        One Deferred for several messages: when it fires, all are handled.
+        """
+        shared: Deferred[None] = Deferred()
+        harness = self.makeDelivery(lambda _: shared)
+        harness.take(upstream("m-1"), upstream("m-2"), upstream("m-3"))
+        self.assertEqual([], harness.outcomes)
+        shared.callback(None)
+        self.assertEqual(["m-1", "m-2", "m-3"], harness.acknowledged)
+
+    def test_sharedFails(self) -> None:
+        """
+        When it fails, none is: all are tried again.
+        """
+        shared: list[Deferred[None]] = [Deferred()]
+        harness = self.makeDelivery(lambda _: shared[0])
+        harness.take(upstream("m-1"), upstream("m-2"), upstream("m-3"))
+        failing, shared[0] = shared[0], succeed(None)
+        with self.logs():
+            failing.errback(ValueError())
+        self.assertEqual([], harness.outcomes)
+        harness.clock.advance(1)
+        self.assertEqual(["m-1", "m-2", "m-3"], sorted(harness.acknowledged))
+
+    def test_cancellingOneEndsAnother(self) -> None:
+        """
+        At the end of the grace, cancelling one handler may end another: the
+        stop goes on.
+        """
+        lock = DeferredLock()
+        never: Deferred[None] = Deferred()
+
+        async def answer(message: UpstreamMessage) -> None:
+            async with lock:
+                if message.message_id == "m-1":
+                    await never
+
+        harness = self.makeDelivery(answer)
+        harness.take(upstream("m-1"), upstream("m-2"))
+        stopped = harness.stop(1)
+        harness.clock.advance(1)
+        self.successResultOf(stopped)
+        self.assertEqual({"m-1", "m-2"}, {message_id for message_id, _ in harness.outcomes})
+
+    def test_concurrentFuture(self) -> None:
+        """
+        A concurrent future, which nobody here can wait for, is a failure and
+        not a success.
+        """
+        harness = self.makeDelivery(lambda _: concurrent.futures.Future(), handlerTries=1)
+        with self.logs():
+            harness.take(upstream("m-1"))
+        self.assertEqual(1, harness.delivery.deadLetters)
+
+    def test_exits(self) -> None:
+        """
+        A handler that raises C{SystemExit} or C{KeyboardInterrupt} has failed
+        like any other.
+        """
+        for kind in (SystemExit, KeyboardInterrupt):
+
+            def answer(message: UpstreamMessage, kind: type[BaseException] = kind) -> None:
+                raise kind
+
+            harness = self.makeDelivery(answer, handlerTries=1)
+            with self.logs():
+                harness.take(upstream("m-1"))
+            self.assertEqual(["m-1"], harness.acknowledged)
+            self.assertEqual(1, harness.delivery.deadLetters)
+
+    def test_manyComings(self) -> None:
+        """
+        A message that comes again and again while it is being handled takes a
+        bounded amount of memory; the latest comings are acknowledged.
+        """
+        result: Deferred[None] = Deferred()
+        harness = self.makeDelivery(lambda _: result)
+        taken = [harness.delivery.take(upstream("m-1")) for _ in range(100)]
+        forgotten = [deferred for deferred in taken if deferred.called]
+        self.assertEqual(taken[: 100 - MAX_WAITERS], forgotten)
+        for deferred in forgotten:
+            self.failureResultOf(deferred, StreamLost)
+        result.callback(None)
+        for deferred in taken[-MAX_WAITERS:]:
+            self.successResultOf(deferred)
+
+    def test_ackedFirstIsBounded(self) -> None:
+        """
+        With the policy C{received} the ACK waits once very many messages are
+        being handled, so that the connection server waits as well.
+        """
+        results: list[Deferred[None]] = []
+
+        def answer(message: UpstreamMessage) -> Deferred[None]:
+            results.append(Deferred())
+            return results[-1]
+
+        harness = self.makeDelivery(answer, ack="received")
+        taken = [harness.delivery.take(upstream(f"m-{n}")) for n in range(MAX_ACKED + 2)]
+        harness.clock.advance(0)
+        self.assertEqual([True, True, False, False], [deferred.called for deferred in taken[-4:]])
+        for result in results:
+            result.callback(None)
+        for deferred in taken:
+            self.successResultOf(deferred)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -59,6 +60,8 @@ class DemoTests(SynchronousTestCase):
         network.advance(120, 0.25)
         stopped = server.stopService()
         network.pump()
+        # The grace period of what is still being handled.
+        network.advance(10)
         self.successResultOf(stopped)
         self.flushLoggedErrors(HandlerFailed)
         return lines, status
@@ -134,3 +137,55 @@ class DemoTests(SynchronousTestCase):
         self.assertEqual("6 sent, 0 handled, 0 acknowledged, 6 lost", lines[-1])
         self.assertEqual([1], status)
         self.assertIn("could NOT log in", "\n".join(lines))
+
+    def test_twice(self) -> None:
+        """
+        A message that is handled twice is a fault, though none is lost.
+        """
+
+        def spoil(demo: Demo) -> None:
+            handle = demo.messageReceived
+
+            def handleTwice(message: Any) -> Any:
+                if message.message_id == "demo-2":
+                    handle(message)
+                return handle(message)
+
+            demo.messageReceived = handleTwice  # type: ignore[method-assign]
+
+        lines, status = self.run_(spoil)
+        self.assertEqual(
+            ["6 sent, 6 handled, 6 acknowledged, 0 lost", "1 handled twice"],
+            lines[-2:],
+        )
+        self.assertEqual([1], status)
+
+    def test_neverHandled(self) -> None:
+        """
+        A handler that never ends: nothing more is waited for than a message's
+        patience, and the message is lost.
+        """
+
+        def spoil(demo: Demo) -> None:
+            handle = demo.messageReceived
+            demo.messageReceived = lambda message: (  # type: ignore[method-assign]
+                Deferred() if message.message_id == "demo-4" else handle(message)
+            )
+
+        lines, status = self.run_(spoil)
+        self.assertIn("6 sent, 5 handled, 5 acknowledged, 1 lost", lines)
+        self.assertEqual([1], status)
+
+    def test_brokenDemonstration(self) -> None:
+        """
+        A fault of the demonstration itself is logged, told, and the exit
+        status 1.
+        """
+
+        def spoil(demo: Demo) -> None:
+            demo._summary = lambda: 1 // 0  # type: ignore[method-assign]
+
+        lines, status = self.run_(spoil)
+        self.assertIn("broke", lines[-1])
+        self.assertEqual([1], status)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))

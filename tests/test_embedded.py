@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from cryptography import x509
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -99,6 +100,22 @@ class EmbeddedConnectionServerTests(SynchronousTestCase):
         other = EmbeddedConnectionServer(self.reactor, "123456789")
         self.assertNotEqual(self.embedded.credentials.serverKey, other.credentials.serverKey)
         self.assertGreater(len(other.credentials.serverKey), 20)
+
+    def test_cannotListen(self) -> None:
+        """
+        When there is no port to be had, that is logged, and the files are gone
+        at the stop all the same.
+        """
+
+        def listenSSL(*_: object, **__: object) -> None:
+            raise CannotListenError("127.0.0.1", 0, OSError("too many open files"))
+
+        self.patch(self.reactor, "listenSSL", listenSSL)
+        other = EmbeddedConnectionServer(self.reactor, "123456789")
+        other.startService()
+        self.assertEqual(1, len(self.flushLoggedErrors(CannotListenError)))
+        self.successResultOf(other.stopService())
+        self.assertFalse(other.directory.exists())
 
     def test_stop(self) -> None:
         """

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from fcmxmpp.errors import HandlerUnavailable
-from fcmxmpp.handlers import JSONLines
+from fcmxmpp.handlers import PATIENCE, JSONLines
 from fcmxmpp.interfaces import IUpstreamHandler
 from fcmxmpp.messages import UpstreamMessage
 
@@ -35,12 +35,14 @@ class Output(io.RawIOBase):
     def __init__(self, *script: int | OSError | None) -> None:
         super().__init__()
         self.taken = b""
+        self.writes = 0
         self.script = list(script)
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: object) -> int | None:
+        self.writes += 1
         whole = bytes(data)  # type: ignore[call-overload]
         step = self.script.pop(0) if self.script else len(whole)
         if isinstance(step, OSError):
@@ -130,16 +132,59 @@ class JSONLinesTests(SynchronousTestCase):
         handler.messageReceived(message())
         self.assertEqual("m-1", json.loads(output.taken)["message_id"])
 
-    def test_torn(self) -> None:
+    def test_begun(self) -> None:
         """
-        A line that was begun and could not be ended stands on a line of its
-        own; the message's whole line follows.
+        A line that was begun is ended before any other, and its message is
+        not written a second time when it is tried again.
         """
-        output = Output(5, OSError(errno.ENOSPC, "No space left"))
+        output = Output(5, OSError(errno.ENOSPC, "No space left"), OSError(errno.ENOSPC, "No space left"))
+        handler = JSONLines(output)
+        self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
+        self.assertRaises(HandlerUnavailable, handler.messageReceived, message("m-2"))
+        handler.messageReceived(message("m-2"))
+        handler.messageReceived(message())
+        handler.messageReceived(message("m-3"))
+        handler.messageReceived(message())
+        ids = [json.loads(line)["message_id"] for line in output.taken.splitlines()]
+        self.assertEqual(["m-1", "m-2", "m-3", "m-1"], ids)
+
+    def test_begunAndTriedAgain(self) -> None:
+        """
+        So it is when that message is the next one to be tried.
+        """
+        output = Output(5, None)
         handler = JSONLines(output)
         self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
         handler.messageReceived(message())
+        self.assertEqual("m-1", json.loads(output.taken)["message_id"])
+
+    def test_readerStalls(self) -> None:
+        """
+        A reader that reads no more is waited for once and for a short time,
+        not for each message; when it reads on, so do we.
+        """
+        reads: list[bool] = [False, False, False, True, True]
+        waited: list[float] = []
+
+        def ready(patience: float) -> bool:
+            waited.append(patience)
+            return reads.pop(0)
+
+        output = Output()
+        handler = JSONLines(output, ready)
+        for _ in range(3):
+            self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
+        handler.messageReceived(message())
         handler.messageReceived(message("m-2"))
-        torn, *lines, end = output.taken.split(b"\n")
-        self.assertEqual((b'{"mes', b""), (torn, end))
-        self.assertEqual(["m-1", "m-2"], [json.loads(line)["message_id"] for line in lines])
+        self.assertEqual([PATIENCE, 0.0, 0.0, 0.0, PATIENCE], waited)
+        self.assertEqual(2, len(output.taken.splitlines()))
+
+    def test_longLines(self) -> None:
+        """
+        A long line goes out in pieces that a pipe takes without blocking.
+        """
+        output = Output()
+        handler = JSONLines(output)
+        handler.messageReceived(message(data={"k": "x" * 10_000}))
+        self.assertGreater(output.writes, 2)
+        self.assertEqual(10_000, len(json.loads(output.taken)["data"]["k"]))

@@ -8,6 +8,7 @@ the safety net.  Where time has to pass, it is a Clock's.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import shutil
@@ -16,12 +17,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import reactor as _reactor  # noqa: TID251  # the one module that tests real sockets
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection, Server
 from twisted.internet.testing import EventLoggingObserver
@@ -33,6 +36,7 @@ from twisted.trial.unittest import TestCase
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import LOGIN_DEADLINE, Credentials
 from fcmxmpp.device import SimulatedDevice
+from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.interfaces import Acknowledged, Arrived, Handled, LinkLost, LinkReady, Repeated
 from fcmxmpp.messages import DownstreamMessage
 from fcmxmpp.server.registry import Registry
@@ -809,3 +813,74 @@ class ConversationTests(LoopbackCase):
         self.assertEqual(9, len(other.ids))
         self.assertEqual(set(ids), {self.handler.ids[0], *other.ids})
         self.assertEqual(4, self.server.statistics.redelivered)
+
+
+class EmbeddedTests(LoopbackCase):
+    """
+    The connection server that comes with the command line.
+    """
+
+    def setUp(self) -> None:
+        """
+        Start one.
+        """
+        super().setUp()
+        # pyOpenSSL deprecates what Twisted's certificates give it; whom the
+        # warning names depends on the version.
+        deprecated = [SSL.Context.use_certificate, SSL.Context.use_privatekey]
+        callers = [*map(inspect.unwrap, deprecated), CertificateOptions._makeContext]
+        self.addCleanup(self.flushWarnings, deprecated + callers)
+        self.before = sockets()
+        self.embedded = EmbeddedConnectionServer(reactor, SENDER_ID)
+        self.embedded.startService()
+        self.device = SimulatedDevice(self.embedded.server, SENDER_ID, TOKEN)
+        self.addCleanup(self.stopEmbedded)
+
+    async def stopEmbedded(self) -> None:
+        """
+        Stop it, and what is connected to it; nothing is left of it.
+        """
+        for appServer in self.appServers:
+            await self._stop(appServer)
+        if self.embedded.running:
+            await self.embedded.stopService().addTimeout(5, reactor)
+        self.assertFalse(self.embedded.directory.exists())
+        self.assertEqual(set(), sockets() - self.before)
+
+    async def test_itsOwnEndpoint(self) -> None:
+        """
+        It connects to itself over TLS, with the certificate verified.
+        """
+        handler = RecordingHandler()
+        self.appServer(self.embedded, handler, key=self.embedded.credentials.serverKey)
+        await self.device.send("m-1", {})
+        self.assertEqual(["m-1"], handler.ids)
+
+    async def test_asAnyOther(self) -> None:
+        """
+        Another program connects by what the description says: the certificate
+        verifies for localhost and for 127.0.0.1, and for nobody who trusts
+        another.
+        """
+        description = self.embedded.description.split()[1]
+        key = self.embedded.credentials.serverKey
+        for count, host in enumerate(("localhost", "127.0.0.1"), 1):
+            endpoint = clientFromString(reactor, description.replace("localhost", host))
+            appServer = self.appServer(endpoint, key=key)
+            await self.observer.nth(LinkReady, count)
+            await appServer.stopService()
+        stranger = self.endpoint(self.embedded.port, host="127.0.0.1")
+        self.appServer(stranger, key=key, clock=Clock())
+        lost = await self.observer.nth(LinkLost, 1)
+        self.assertRegex(lost.reason, "is not trusted")
+
+    async def test_stopsFirst(self) -> None:
+        """
+        It can stop before what is connected to it: that is told why, and keeps
+        trying.
+        """
+        self.appServer(self.embedded, key=self.embedded.credentials.serverKey, clock=Clock())
+        await self.observer.nth(LinkReady, 1)
+        await self.embedded.stopService()
+        lost = await self.observer.nth(LinkLost, 2)
+        self.assertEqual("connection refused: nothing listens there", lost.reason)

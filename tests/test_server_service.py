@@ -1292,7 +1292,7 @@ class LogTests(ServiceCase):
         self.assertEqual(
             [
                 "an app server of sender 111 logged in",
-                "an app server of sender 111 is gone; 1 messages go out again",
+                "an app server of sender 111 is gone; unacknowledged, and to go out again: 1",
             ],
             lines,
         )

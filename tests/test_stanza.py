@@ -748,7 +748,19 @@ class FormatTests(SynchronousTestCase):
         """
         Where the C{message_id} would need an escape the C{id} is empty.
         """
-        for message_id in ('a"b', "a&b", "<", "a b", "dr2:m-1", "\u00e5", "\u0663", "--", "\0", "a'b"):
+        for message_id in (
+            "x" * 257,
+            'a"b',
+            "a&b",
+            "<",
+            "a b",
+            "dr2:m-1",
+            "\u00e5",
+            "\u0663",
+            "--",
+            "\0",
+            "a'b",
+        ):
             stanza = clientStanza(UpstreamAck(to="tok-A", message_id=message_id))
             self.assertTrue(stanza.startswith(b'<message id=""><gcm '), stanza)
             (got,) = Reader().feed(stanza)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -202,6 +203,22 @@ class PrecedenceTests(OptionsCase):
         arguments += ["--server-key-file", files["option"]]
         self.assertEqual("option", key())
 
+    def test_emptyVariables(self) -> None:
+        """
+        A variable that is set to nothing counts as not set.
+        """
+        endpoint = ("--endpoint", "tls:h:1")
+        nothing = {"FCM_SERVER_KEY_FILE": "", "CREDENTIALS_DIRECTORY": ""}
+        settings = self.settings(*endpoint, FCM_SENDER_ID="1", FCM_SERVER_KEY=KEY, **nothing)
+        assert settings.credentials is not None
+        self.assertEqual(KEY, settings.credentials.serverKey)
+        credentials = {"FCM_SERVER_KEY_FILE": "", "CREDENTIALS_DIRECTORY": str(self.directory)}
+        self.write("fcm-server-key", KEY)
+        settings = self.settings(*endpoint, "--sender-id", "1", FCM_SERVER_KEY="", **credentials)
+        assert settings.credentials is not None
+        self.assertEqual(KEY, settings.credentials.serverKey)
+        self.assertIn("--sender-id", self.refused(*endpoint, FCM_SENDER_ID=""))
+
     def test_embedded(self) -> None:
         """
         With --embedded there is no key to be given, and a sender ID of its own
@@ -282,12 +299,29 @@ class WrongUseTests(OptionsCase):
             arguments = ("--endpoint", "tls:h:1", "--sender-id", "1", "--server-key-file", key)
             self.assertIn(said, self.refused(*arguments))
 
+    def test_blankKey(self) -> None:
+        """
+        Blanks are no key, wherever they come from.
+        """
+        arguments = ("--endpoint", "tls:h:1", "--sender-id", "1")
+        self.assertIn("server key", self.refused(*arguments, FCM_SERVER_KEY=" \n"))
+        self.assertIn("is empty", self.refused(*arguments, "--server-key-file", self.write("blank", " \t\n")))
+
+    def test_impossiblePaths(self) -> None:
+        """
+        What cannot be a path is told in one line as well.
+        """
+        arguments = ("--endpoint", "tls:h:1", "--sender-id", "1")
+        config = self.write("config.toml", 'server-key-file = "a\\u0000b"\n')
+        self.assertIn("cannot read the server key", self.refused("--config", config, *arguments))
+        self.assertIn("server key", self.refused(*arguments, CREDENTIALS_DIRECTORY="x" * 5000))
+
     def test_daemon(self) -> None:
         """
         A daemon has no standard output, so it cannot have the default handler:
         the messages would be acknowledged and gone.
         """
-        for parent in ({"nodaemon": 0, "debug": False}, {}):
+        for parent in ({"nodaemon": 0, "debug": False}, {"nodaemon": False}):
             said = self.refused(*self.real, parent=parent)
             self.assertIn("twistd -n", said)
             options = self.options(*self.real, "--handler", "a.b", parent=dict(parent))
@@ -469,6 +503,30 @@ class ExitStatusTests(SynchronousTestCase):
         reactor.hasStopped = False
         status.end(1)
         self.assertEqual((False, []), (reactor.hasStopped, registered))
+
+    def test_signals(self) -> None:
+        """
+        SIGTERM and SIGINT are taken over once the reactor runs, which is when
+        it has set its own handlers, and end it in order from its own thread.
+        """
+        taken: dict[int, Any] = {}
+        self.patch(tap.signal, "signal", taken.__setitem__)
+        reactor = MemoryReactorClock()
+        later: list[Any] = []
+        reactor.callFromThread = lambda *call: later.append(call)
+        status = tap._ExitStatus(reactor)
+        status.startService()
+        self.assertEqual({}, taken)
+        ((call, arguments, keywords),) = reactor.whenRunningHooks
+        call(*arguments, **keywords)
+        self.assertEqual({signal.SIGTERM, signal.SIGINT}, set(taken))
+        for number, taker in taken.items():
+            taker(number, None)
+        self.assertFalse(reactor.hasStopped)
+        for function, *rest in later:
+            function(*rest)
+        self.assertTrue(reactor.hasStopped)
+        self.assertEqual((2, 0), (len(later), status.status))
 
     def test_bad(self) -> None:
         """

@@ -180,7 +180,7 @@ class ConnectionServer(Service):
         )
         entrusted = sender.entrusted.get(message.key)
         if entrusted is None:
-            if time_to_live == 0 and (sender.queue or self._leastBusy(sender) is None):
+            if time_to_live == 0 and (sender.queue or not any(stream.room for stream in sender.streams)):
                 device.callbacks.messageFailed(message_id, "TTL_EXCEEDED")
                 return
             entrusted = _Entrusted(message, self._clock.seconds() + time_to_live)
@@ -206,7 +206,12 @@ class ConnectionServer(Service):
         The stream that the next message goes to; None if none has room.
         """
         stream = max(sender.streams, key=lambda stream: stream.room, default=None)
-        return stream if stream is not None and stream.room else None
+        if stream is None or not stream.room:
+            return None
+        # The next one gets its turn where several are as busy.
+        sender.streams.remove(stream)
+        sender.streams.append(stream)
+        return stream
 
     def _route(self, sender: _Sender) -> None:
         """
@@ -325,7 +330,7 @@ class ConnectionServer(Service):
         """
         assert stream.senderID is not None
         _log.info(
-            "an app server of sender {senderID} is gone; {count} messages go out again",
+            "an app server of sender {senderID} is gone; unacknowledged, and to go out again: {count}",
             senderID=stream.senderID,
             count=len(unanswered),
         )
@@ -368,7 +373,8 @@ class ConnectionServer(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Close every stream, and wait until all are closed.
+        Close every stream, and wait until all are closed.  Stop listening
+        first: a stream that is made meanwhile is waited for as well.
         """
         super().stopService()
         if self._sweep is not None:
