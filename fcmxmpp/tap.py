@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from io import FileIO
@@ -93,6 +94,9 @@ def _makeHandler(name: str) -> Any:
             die("the default handler writes to standard output, which is closed: name a --handler")
         # Unbuffered, and not sys.stdout, which twistd replaces by its log.
         output = FileIO(sys.__stdout__.fileno(), "wb", closefd=False)
+        if stat.S_ISREG(os.fstat(output.fileno()).st_mode):
+            # A file has no reader that could stall.
+            return JSONLines(output)
         return JSONLines(output, lambda patience: bool(select.select([], [output], [], patience)[1]))
     try:
         return namedAny(name)
