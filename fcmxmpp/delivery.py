@@ -15,6 +15,7 @@ import inspect
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakSet
 
 from msgspec import Struct
 from twisted.internet.defer import Deferred, fail, succeed
@@ -154,6 +155,9 @@ class UpstreamDelivery:
         # Whose attempt a Deferred is; a handler that works in batches may
         # return one and the same for several messages.
         self._batches: dict[Deferred[Any], list[_Handling]] = {}
+        # Those that have failed: they hold no failure any more, and would look
+        # like a success if they were returned again.
+        self._failed: WeakSet[Deferred[Any]] = WeakSet()
         self._sweep: IDelayedCall | None = None
         self._toldUnavailable: float | None = None
         self._stopping = False
@@ -173,7 +177,7 @@ class UpstreamDelivery:
         if handling is not None or key in self._done:
             if self._observe is not None:
                 self._observe(Repeated(message))
-            if handling is None or self._ackFirst:
+            if handling is None or (self._ackFirst and not handling.waiters):
                 return succeed(None)
             return self._await(handling)
         if self._stopping:
@@ -214,7 +218,7 @@ class UpstreamDelivery:
         self.discard(error)
         key = (error.from_, error.message_id)
         handling = self._running.get(key)
-        if handling is not None and not self._ackFirst:
+        if handling is not None and (handling.waiters or not self._ackFirst):
             # An ACK would do for the good message of that name as well.
             return self._await(handling)
         if handling is None and key not in self._done:
@@ -272,6 +276,10 @@ class UpstreamDelivery:
         if attempt is None:
             self._handled(handling)
             return
+        if attempt in self._failed:
+            error = HandlerFailed("the handler returned a Deferred that has failed before")
+            self._retryOrPutAside(handling, Failure(error))
+            return
         handling.attempt = attempt
         handling.deadline = self._clock.seconds() + self._policy.handlerTimeout
         self._attempts[message.key] = handling
@@ -307,6 +315,7 @@ class UpstreamDelivery:
         What the handler returned has failed.  If it had been given up, that
         has been told already.
         """
+        self._failed.add(attempt)
         for handling in self._batches.pop(attempt):
             if handling.attempt is attempt:
                 self._endAttempt(handling)

@@ -47,10 +47,10 @@ class JSONLines:
         self._encode = msgspec.json.Encoder().encode
         self._stalled = False
         # What is left of a line that was begun, and whose line it is; and
-        # whose line was ended when that one was not being handled.
+        # whose lines were ended while others were being handled.
         self._rest = b""
         self._begun: tuple[str, str] | None = None
-        self._ended: tuple[str, str] | None = None
+        self._ended: set[tuple[str, str]] = set()
 
     def messageReceived(self, message: UpstreamMessage) -> None:
         """
@@ -60,9 +60,10 @@ class JSONLines:
         """
         if self._rest:
             self._push()
-            self._ended = self._begun
-        if self._ended == message.key:
-            self._ended = None
+            assert self._begun is not None
+            self._ended.add(self._begun)
+        if message.key in self._ended:
+            self._ended.remove(message.key)
             return
         line = self._rest = (
             self._encode(

@@ -189,7 +189,11 @@ class _InOrder(MultiService):
         See L{stopService}.
         """
         for service in reversed(list(self)):
-            await maybeDeferred(service.stopService)
+            try:
+                await maybeDeferred(service.stopService)
+            except Exception:
+                # A bug, but none that keeps the others from being stopped.
+                _log.failure("stopping {service} failed", service=type(service).__name__)
 
 
 def _printLine(line: str) -> None:

@@ -1942,3 +1942,36 @@ class BatchTests(DeliveryCase):
             result.callback(None)
         for deferred in taken:
             self.successResultOf(deferred)
+
+    def test_failedBefore(self) -> None:
+        """
+        A Deferred that has failed is no success when it is returned again.
+        """
+        shared: Deferred[None] = Deferred()
+        harness = self.makeDelivery(lambda _: shared, handlerTries=2)
+        harness.take(upstream("m-1"), upstream("m-2"))
+        with self.logs():
+            shared.errback(ValueError())
+            harness.clock.advance(1)
+        self.assertEqual(2, harness.delivery.deadLetters)
+        self.assertEqual([], harness.events(Handled))
+
+    def test_repeatedBeyondTheBound(self) -> None:
+        """
+        Beyond the bound of C{received}, a message that comes again waits as
+        the first coming of it does.
+        """
+        harness = self.makeDelivery(lambda _: Deferred(), ack="received")
+        for number in range(MAX_ACKED):
+            harness.delivery.take(upstream(f"m-{number}"))
+        waiting = [harness.delivery.take(upstream("last")) for _ in range(2)]
+        waiting.append(harness.delivery.takeMalformed(MalformedPayload("No", "last", "tok-A")))
+        for deferred in waiting:
+            self.assertNoResult(deferred)
+        with self.logs():
+            stopped = harness.stop(0)
+            harness.clock.advance(0)
+        self.successResultOf(stopped)
+        for deferred in waiting:
+            self.failureResultOf(deferred, Stopped)
+        self.assertEqual(MAX_ACKED, harness.delivery.deadLetters)

@@ -48,6 +48,8 @@ class Output(io.RawIOBase):
         if isinstance(step, OSError):
             raise step
         if step is not None:
+            step = min(step, len(whole))
+        if step is not None:
             self.taken += whole[:step]
         return step
 
@@ -147,6 +149,21 @@ class JSONLinesTests(SynchronousTestCase):
         handler.messageReceived(message())
         ids = [json.loads(line)["message_id"] for line in output.taken.splitlines()]
         self.assertEqual(["m-1", "m-2", "m-3", "m-1"], ids)
+
+    def test_begunOneAfterTheOther(self) -> None:
+        """
+        So it is for several lines that are begun before the first message is
+        tried again.
+        """
+        full = OSError(errno.ENOSPC, "No space left")
+        output = Output(5, full, 1000, 5, full)
+        handler = JSONLines(output)
+        self.assertRaises(HandlerUnavailable, handler.messageReceived, message("m-1"))
+        self.assertRaises(HandlerUnavailable, handler.messageReceived, message("m-2"))
+        for message_id in ("m-3", "m-1", "m-2"):
+            handler.messageReceived(message(message_id))
+        ids = [json.loads(line)["message_id"] for line in output.taken.splitlines()]
+        self.assertEqual(["m-1", "m-2", "m-3"], ids)
 
     def test_begunAndTriedAgain(self) -> None:
         """
