@@ -7,9 +7,10 @@ every run and leaves nothing on disk, so that no check fails by chance.
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
-settings.register_profile("fcmxmpp", deadline=None)
-settings.register_profile("fcmxmpp-ci", deadline=None, derandomize=True, database=None)
+# How long examples take to make depends on what else the machine does.
+settings.register_profile("fcmxmpp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fcmxmpp-ci", settings.get_profile("fcmxmpp"), derandomize=True, database=None)
 settings.load_profile("fcmxmpp-ci" if os.environ.get("CI") else "fcmxmpp")
