@@ -14,7 +14,7 @@ from collections.abc import Callable
 from uuid import uuid4
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -36,10 +36,10 @@ _log = Logger()
 @implementer(IDownstreamSender)
 class AppServer(Service):
     """
-    An app server with one link.
+    An app server.
 
     @ivar delivery: where what devices send goes, and what it counted.
-    @ivar link: the link.
+    @ivar links: the links; the first logs in before the others try.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class AppServer(Service):
         handler: IUpstreamHandler | Callable[[IDownstreamSender], IUpstreamHandler],
         *,
         clock: IReactorTime,
+        connections: int = 1,
         policy: Policy | None = None,
         grace: float = 10.0,
         random: Callable[[], float] = _random.random,
@@ -59,6 +60,7 @@ class AppServer(Service):
         @param handler: the application's; or a callable that is given this
             object, to send by, and returns the handler.
         @param clock: the reactor.
+        @param connections: how many links to keep open.
         @param grace: seconds that handlers get to end at the stop.
         @param random: gives a number from 0 to 1, for jitter.
         """
@@ -72,14 +74,17 @@ class AppServer(Service):
         self.delivery = UpstreamDelivery(
             IUpstreamHandler(handler), policy or Policy(), clock, random, observe
         )
-        self.link = Link(
-            endpoint,
-            credentials,
-            lambda: FCMClientProtocol(self.delivery, self._sender, clock, observe),
-            clock,
-            random,
-            observe,
-        )
+        self.links = [
+            Link(
+                endpoint,
+                credentials,
+                lambda: FCMClientProtocol(self.delivery, self._sender, clock, observe),
+                clock,
+                random,
+                observe,
+            )
+            for _ in range(connections)
+        ]
 
     def send(self, message: DownstreamMessage) -> Deferred[Ack]:
         """
@@ -97,7 +102,8 @@ class AppServer(Service):
             raise RuntimeError("an AppServer can be started once; make another one")
         self._started = True
         super().startService()
-        self.link.start()
+        for link in self.links:
+            link.start()
 
     def stopService(self) -> Deferred[None]:
         """
@@ -115,7 +121,7 @@ class AppServer(Service):
         """
         await self.delivery.stop(self._grace)
         self._sender.stop()
-        await self.link.stop()
+        await gatherResults([link.stop() for link in self.links])
 
 
 def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:

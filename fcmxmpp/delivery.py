@@ -67,6 +67,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     How messages are handled.
 
     @ivar ack: one of L{POLICIES}.
+    @ivar ordered: whether the messages of one device are handled one at a
+        time, in the order they came.
     @ivar handlerTimeout: seconds that a handler may take.
     @ivar handlerTries: how often a message is tried before it is put aside.
     @ivar remembered: how many handled messages are remembered, so that they
@@ -75,6 +77,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     """
 
     ack: str = "handled"
+    ordered: bool = False
     handlerTimeout: float = 60.0
     handlerTries: int = 3
     remembered: int = 50_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 
 __all__ = [
+    "AckTimedOut",
     "Expired",
     "FCMError",
     "HandlerFailed",
@@ -160,6 +161,13 @@ class LoginTimedOut(FCMError):
 class Expired(FCMError):
     """
     The message's C{time_to_live} ran out before it could be sent.
+    """
+
+
+class AckTimedOut(FCMError):
+    """
+    The connection server did not answer in time.  It may or may not have got
+    the message.
     """
 
 

@@ -34,7 +34,7 @@ from fcmxmpp.messages import (
 )
 
 
-__all__ = ["MAX_TEXT", "decodeFromAppServer", "decodeFromConnectionServer", "encode"]
+__all__ = ["MAX_TEXT", "decodeDownstream", "decodeFromAppServer", "decodeFromConnectionServer", "encode"]
 
 #: Characters of JSON that are looked at; a longer text is malformed.
 MAX_TEXT = 65_536
@@ -128,14 +128,25 @@ def decodeFromAppServer(text: str) -> FromAppServer:
         isAck = _decodeHead(text).message_type == "ack"
         if isAck:
             return _unambiguous(text, _decodeUpstreamAck(text))
-        message = _unambiguous(text, _decodeDownstream(text))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        if isAck:
-            raise _malformed(text, error, "to", MalformedAck) from None
-        message = _withNumericTTL(text, error)
+        raise _malformed(text, error, "to", MalformedAck if isAck else MalformedPayload) from None
+    message = decodeDownstream(text)
     if message.message_id is None:
         raise MalformedPayload("Missing Required Field: message_id", None, message.to)
     return message
+
+
+def decodeDownstream(text: str) -> DownstreamMessage:
+    """
+    Read a downstream message, be it on the wire or as somebody wrote it who
+    wants it sent; a C{message_id} may be missing.
+
+    @raise MalformedPayload: if it is none.
+    """
+    try:
+        return _unambiguous(text, _decodeDownstream(text))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        return _withNumericTTL(text, error)
 
 
 def _withNumericTTL(text: str, error: Exception) -> DownstreamMessage:

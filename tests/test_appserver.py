@@ -286,7 +286,7 @@ class ServiceTests(AppServerCase):
         harness.appServer.setServiceParent(parent)
         parent.startService()
         harness.network.pump()
-        self.assertEqual(1, harness.appServer.link.generation)
+        self.assertEqual(1, harness.appServer.links[0].generation)
         stopped = parent.stopService()
         self.assertNoResult(stopped)
         harness.network.pump()
@@ -538,7 +538,7 @@ class StopTests(AppServerCase):
         stopped = harness.appServer.stopService()
         harness.network.cut()
         harness.network.pump()
-        self.assertEqual(2, harness.appServer.link.generation)
+        self.assertEqual(2, harness.appServer.links[0].generation)
         harness.deliver("m-1")
         result.callback(None)
         harness.network.pump()
@@ -639,8 +639,8 @@ class ReviewTests(SynchronousTestCase):
         script.deliver(upstream("m-1"))
         joined.pump()
         joined.network.silent = True
-        assert joined.appServer.link._current is not None
-        stream = joined.appServer.link._current._factory.stream
+        assert joined.appServer.links[0]._current is not None
+        stream = joined.appServer.links[0]._current._factory.stream
         assert stream is not None
         stream.close()
         result.callback(None)
@@ -670,7 +670,7 @@ class ReviewTests(SynchronousTestCase):
         network.pump()
         script.deliver(upstream("m-1"))
         network.pump()
-        self.assertEqual((["m-1"], 2), (script.acks, server.link.generation))
+        self.assertEqual((["m-1"], 2), (script.acks, server.links[0].generation))
         stopped = server.stopService()
         network.pump()
         self.successResultOf(stopped)
@@ -714,7 +714,7 @@ class ReviewTests(SynchronousTestCase):
         script.deliver(upstream("x" * 60_000))
         joined.pump()
         self.assertEqual(["x" * 60_000], script.acks)
-        self.assertEqual(1, joined.appServer.link.generation)
+        self.assertEqual(1, joined.appServer.links[0].generation)
         self.successResultOf(pair.stop())
         self.successResultOf(joined.stop())
 
@@ -728,6 +728,6 @@ class ReviewTests(SynchronousTestCase):
         for number in range(MAX_NAMES + 1):
             script.write(b"<x%d/>" % number)
         joined.pump()
-        self.assertEqual(2, joined.appServer.link.generation)
+        self.assertEqual(2, joined.appServer.links[0].generation)
         joined.stop()
         joined.pump()

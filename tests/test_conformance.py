@@ -307,7 +307,7 @@ class ReconnectTests(AppServerCase):
         pair.advance(2)
         self.works(pair, handler, "m-3")
         self.handled(handler, ["m-1", "m-2", "m-3"])
-        self.assertEqual(3, pair.appServer.link.generation)
+        self.assertEqual(3, pair.appServer.links[0].generation)
 
     def test_A05_dropsTwiceAfterHours(self) -> None:
         """
@@ -319,7 +319,7 @@ class ReconnectTests(AppServerCase):
             pair.advance(2 * HOUR, 30)
             pair.cut()
             pair.pump()
-            self.assertEqual(generation, pair.appServer.link.generation)
+            self.assertEqual(generation, pair.appServer.links[0].generation)
             self.works(pair, handler, f"m-{generation}")
 
     def test_A05_closedTwice(self) -> None:
@@ -332,7 +332,7 @@ class ReconnectTests(AppServerCase):
         for generation in (2, 3):
             pair.connectionServer.stopService()
             pair.advance(2)
-            self.assertEqual(generation, pair.appServer.link.generation)
+            self.assertEqual(generation, pair.appServer.links[0].generation)
             self.works(pair, handler, f"m-{generation}")
 
     def test_A05_dropsTenTimes(self) -> None:
@@ -345,7 +345,7 @@ class ReconnectTests(AppServerCase):
         for generation in range(2, 12):
             pair.cut()
             pair.advance(61)
-            self.assertEqual(generation, pair.appServer.link.generation)
+            self.assertEqual(generation, pair.appServer.links[0].generation)
             self.works(pair, handler, f"m-{generation}")
 
     def test_A05_dropsThenIsRefused(self) -> None:
@@ -395,7 +395,7 @@ class ReconnectTests(AppServerCase):
         script = RawConnectionServer()
         joined = self.joined(script)
         hung = script.end
-        self.assertEqual(1, joined.appServer.link.generation)
+        self.assertEqual(1, joined.appServer.links[0].generation)
         result = joined.appServer.send(DownstreamMessage(to="tok-A", message_id="m-1"))
         joined.advance(59)
         self.assertNotIn(b"urn:xmpp:ping", hung.received)
@@ -405,7 +405,7 @@ class ReconnectTests(AppServerCase):
         self.assertFalse(hung.lost)
         joined.advance(1)
         self.assertTrue(hung.lost)
-        self.assertEqual((2, 1), (joined.appServer.link.generation, joined.network.connections))
+        self.assertEqual((2, 1), (joined.appServer.links[0].generation, joined.network.connections))
         self.assertIn(b'"message_id":"m-1"', script.end.received)
         script.write(envelope('{"message_type":"ack","from":"tok-A","message_id":"m-1"}'))
         joined.pump()
@@ -428,7 +428,7 @@ class ReconnectTests(AppServerCase):
         pair.advance(10 * 60)
         pair.network.silent = False
         pair.advance(100)
-        self.assertEqual((2, 1), (pair.appServer.link.generation, pair.network.connections))
+        self.assertEqual((2, 1), (pair.appServer.links[0].generation, pair.network.connections))
         self.assertEqual(["m-1"], pair.device.delivered)
         self.works(pair, handler, "m-2")
 
@@ -462,7 +462,7 @@ class ReconnectTests(AppServerCase):
         self.assertEqual((1, 1), (joined.network.attempts, joined.network.connections))
         self.assertEqual(100, script.end.received.count(b"urn:xmpp:ping"))
         joined.advance(91)
-        self.assertEqual(2, joined.appServer.link.generation)
+        self.assertEqual(2, joined.appServer.links[0].generation)
 
 
 def closes(end: RawEnd, request: bytes) -> None:
@@ -595,7 +595,7 @@ class LoginTests(AppServerCase):
         self.assertNotIn(SERVER_KEY, log.everything)
         script.registry.letIn = True
         joined.advance(312)
-        self.assertEqual(1, joined.appServer.link.generation)
+        self.assertEqual(1, joined.appServer.links[0].generation)
         script.deliver(upstream("m-1"))
         joined.pump()
         self.handled(handler, ["m-1"])
@@ -1294,7 +1294,7 @@ class UpstreamTests(AppServerCase):
             result.callback(None)
             joined.network.refuse = False
             joined.advance(10)
-            self.assertEqual((2, []), (joined.appServer.link.generation, script.acks))
+            self.assertEqual((2, []), (joined.appServer.links[0].generation, script.acks))
             self.assertEqual([], joined.observer.of(Acknowledged))
             script.deliver(again)
             joined.pump()
@@ -1631,7 +1631,7 @@ class HostilePeerTests(AppServerCase):
             self.refused(script, joined, end, condition, what)
             self.assertEqual([f"before {what}"], re.findall(f"before {what}", end.received.decode()))
             joined.advance(61)
-            self.assertEqual(generation, joined.appServer.link.generation, what)
+            self.assertEqual(generation, joined.appServer.links[0].generation, what)
             self.works(script, joined, handler, what)
 
     def test_A26_forbiddenByteByByte(self) -> None:
@@ -1712,7 +1712,7 @@ class HostilePeerTests(AppServerCase):
         joined.pump()
         script.write(b"<!-- -->")
         joined.pump()
-        self.assertEqual(2, joined.appServer.link.generation)
+        self.assertEqual(2, joined.appServer.links[0].generation)
         self.assertIn(b'"message_id":"d-1"', script.end.received)
         script.write(envelope('{"message_type":"ack","from":"tok-A","message_id":"d-1"}'))
         script.write(envelope(upstreamJSON("u-1")))

@@ -373,7 +373,7 @@ class NoConnectionTests(LoopbackCase):
             self.logged("fcmxmpp.connection"),
         )
         self.assertEqual([], self.observer.of(LinkReady))
-        self.assertEqual(0, appServer.link.generation)
+        self.assertEqual(0, appServer.links[0].generation)
         await appServer.stopService()
         if watched is not None:
             await watched.idle()
