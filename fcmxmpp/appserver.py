@@ -22,10 +22,16 @@ from zope.interface.verify import verifyObject
 
 from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
-from fcmxmpp.delivery import Policy, UpstreamDelivery
+from fcmxmpp.delivery import MAX_HANDLED, Policy, UpstreamDelivery
 from fcmxmpp.downstream import DownstreamSender
-from fcmxmpp.interfaces import AppServerEvent, IDownstreamSender, ISessionObserver, IUpstreamHandler
-from fcmxmpp.messages import Ack, DownstreamMessage
+from fcmxmpp.interfaces import (
+    AppServerEvent,
+    IDownstreamSender,
+    ISessionObserver,
+    IUpstreamHandler,
+    LinkReady,
+)
+from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
 
 
 __all__ = ["AppServer"]
@@ -64,26 +70,41 @@ class AppServer(Service):
         @param grace: seconds that handlers get to end at the stop.
         @param random: gives a number from 0 to 1, for jitter.
         """
-        self._sender = DownstreamSender(lambda: str(uuid4()))
+        self._clock = clock
         self._grace = grace
         self._started = False
-        observe = None if observer is None else _guarded(observer)
+        self._observer = None if observer is None else _guarded(observer)
+        observe = self._observer
+        self._sender = DownstreamSender(lambda: str(uuid4()), clock, random, observe)
         if not IUpstreamHandler.providedBy(handler) and callable(handler):
             handler = handler(self)
         verifyObject(IUpstreamHandler, handler)
         self.delivery = UpstreamDelivery(
-            IUpstreamHandler(handler), policy or Policy(), clock, random, observe
+            IUpstreamHandler(handler),
+            policy or Policy(),
+            clock,
+            random,
+            observe,
+            # Room for those whose connections have broken meanwhile.
+            max(MAX_HANDLED, 2 * WINDOW * connections),
         )
+
+        def makeHandler(number: int) -> Callable[[Callable[[], None]], FCMClientProtocol]:
+            return lambda drained: FCMClientProtocol(
+                self.delivery, self._sender, clock, observe, drained, number
+            )
+
         self.links = [
             Link(
                 endpoint,
                 credentials,
-                lambda: FCMClientProtocol(self.delivery, self._sender, clock, observe),
+                makeHandler(number),
                 clock,
                 random,
-                observe,
+                self._linkTold,
+                number,
             )
-            for _ in range(connections)
+            for number in range(1, connections + 1)
         ]
 
     def send(self, message: DownstreamMessage) -> Deferred[Ack]:
@@ -102,13 +123,24 @@ class AppServer(Service):
             raise RuntimeError("an AppServer can be started once; make another one")
         self._started = True
         super().startService()
-        for link in self.links:
-            link.start()
+        self.links[0].start()
+
+    def _linkTold(self, event: AppServerEvent) -> None:
+        """
+        Something happened to a link.
+        """
+        if self._observer is not None:
+            self._observer(event)
+        if isinstance(event, LinkReady) and (event.link, event.generation) == (1, 1):
+            # Not before: a wrong key is tried once and not by all at once.
+            for link in self.links[1:]:
+                link.start()
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop in order: nothing new, a grace period for the handlers that run,
-        their ACKs, the end of the stream.
+        Stop in order: nothing new, one grace period for the handlers that run
+        and for the answers to what was sent, the handlers' ACKs, the end of
+        the streams.
 
         @return: fires when nothing is left open.
         """
@@ -119,8 +151,10 @@ class AppServer(Service):
         """
         See L{stopService}.
         """
+        deadline = self._clock.seconds() + self._grace
         await self.delivery.stop(self._grace)
-        self._sender.stop()
+        # Until here handlers may send.
+        await self._sender.stop(max(0.0, deadline - self._clock.seconds()))
         await gatherResults([link.stop() for link in self.links])
 
 

@@ -33,6 +33,7 @@ from fcmxmpp.session import (
     Ignored,
     Lost,
     Output,
+    Overdue,
     Probe,
     Received,
     Role,
@@ -66,6 +67,12 @@ class ISettles(Interface):
         Nothing new may be sent on this stream.
         """
 
+    def linkHasRoom(protocol: FCMClientProtocol) -> None:
+        """
+        This stream has L{room<FCMClientProtocol.room>} again, for another
+        reason than an answer.
+        """
+
     def linkLost(protocol: FCMClientProtocol, unanswered: list[DownstreamMessage]) -> None:
         """
         This stream is gone.
@@ -82,6 +89,11 @@ class ISettles(Interface):
     def refused(protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
         """
         The connection server refused a message; there is room for another.
+        """
+
+    def overdue(protocol: FCMClientProtocol, message: DownstreamMessage) -> None:
+        """
+        The answer to a message did not come in time.
         """
 
 
@@ -114,6 +126,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
     The conversation with a connection server on one stream.
 
     @ivar session: what has been said on this stream; None before the login.
+    @ivar number: which link this stream is of, from 1.
     """
 
     session: Session | None = None
@@ -124,17 +137,24 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         settles: ISettles,
         clock: IReactorTime,
         observe: Callable[[AppServerEvent], None] | None = None,
+        drained: Callable[[], None] = lambda: None,
+        number: int = 1,
     ) -> None:
         """
         @param responsible: takes over what comes in.
         @param settles: is told what became of what was sent.
         @param observe: is told of every ACK.
+        @param drained: is called when the connection server is about to close
+            this stream, so that another one is needed.
+        @param number: which link this stream is of, from 1.
         """
+        self.number = number
         super().__init__()
         self._responsible = responsible
         self._settles = settles
         self._clock = clock
         self._observe = observe
+        self._drained = drained
         self._stream: GCMStream | None = None
         self._timer: IDelayedCall | None = None
 
@@ -147,9 +167,11 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self.session = Session(Role.APP_SERVER, self._clock.seconds())
         stream.onGCM = self._stanzaReceived
         stream.onBytes = self._bytesReceived
+        stream.onRoom = lambda: self._settles.linkHasRoom(self)
         stream.addObserver("/message", self._otherMessageReceived)
         stream.addObserver("/iq", self._iqReceived)
         self._setTimer()
+        stream.noteFull()
         self._settles.linkReady(self)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -171,7 +193,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         Any byte is a sign of life.
         """
         assert self.session is not None
-        self.session.heard(self._clock.seconds())
+        if self.session.heard(self._clock.seconds()):
+            self._settles.linkHasRoom(self)
 
     def _stanzaReceived(self, stanza: GCMStanza) -> None:
         """
@@ -257,11 +280,14 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             elif isinstance(output, Answered):
                 self._answered(output)
             elif isinstance(output, Draining):
-                _log.info("the connection server is draining this link")
                 self._settles.linkDraining(self)
+                self._drained()
             elif isinstance(output, Lost):
                 unanswered = [m for m in output.unanswered if isinstance(m, DownstreamMessage)]
                 self._settles.linkLost(self, unanswered)
+            elif isinstance(output, Overdue):
+                assert isinstance(output.message, DownstreamMessage)
+                self._settles.overdue(self, output.message)
             elif isinstance(output, Probe):
                 if self._stream is not None:
                     self._stream.write(_PING)
@@ -311,7 +337,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         How many downstream messages may be sent on this stream now.
         """
-        if self.session is None or self._stream is None or self._stream.closing:
+        stream = self._stream
+        if self.session is None or stream is None or stream.closing or stream.full:
             return 0
         return self.session.room
 
@@ -322,7 +349,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         @raise NotSendable: if it has been changed to what cannot be sent.
         """
         assert self.session is not None
-        outputs = self.session.send(message)
+        outputs = self.session.send(message, self._clock.seconds())
         try:
             self._carryOut(outputs)
         except NotSendable:

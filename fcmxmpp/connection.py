@@ -2,7 +2,9 @@
 Links: one stream to the connection server after the other.
 
 A L{Link} is a coroutine over generations of streams: connect, log in within a
-deadline, hold until the stream is lost, wait, and again.
+deadline, hold until the stream is lost or drained, wait, and again.  A stream
+that is drained lives on beside its successor until the connection server
+closes it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,9 +21,9 @@ from wokkel.subprotocols import XMPPHandler
 
 from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import FCMError, LoginRefused, LoginTimedOut, Stopped, StreamLost
-from fcmxmpp.interfaces import AppServerEvent, LinkLost, LinkReady
+from fcmxmpp.interfaces import AppServerEvent, LinkDrained, LinkDraining, LinkLost, LinkReady
 from fcmxmpp.login import Credentials, StreamFactory, loginError
-from fcmxmpp.retry import backoff, failuresAfter, loginDelay
+from fcmxmpp.retry import STABLE, backoff, failuresAfter, loginDelay, reconnectDelay
 from fcmxmpp.xmppstream import GCMStream
 
 
@@ -31,6 +33,12 @@ _log = Logger()
 
 #: From connecting to being logged in, in seconds.
 LOGIN_DEADLINE = 30.0
+#: A stream that is drained sooner after its login, in seconds, is as good as
+#: lost: its successor may have to wait.
+HASTY = 1.0
+#: How many drained streams of a link may wait to be closed; beyond that, the
+#: oldest is closed from here.
+MAX_DRAINING = 16
 
 
 class _Generation:
@@ -38,30 +46,33 @@ class _Generation:
     One stream, from connecting to its end.
 
     @ivar isReady: whether it has been logged in.
+    @ivar draining: whether the connection server is about to close it.
     """
 
     def __init__(
         self,
         endpoint: IStreamClientEndpoint,
         credentials: Credentials,
-        handler: XMPPHandler,
+        makeHandler: Callable[[Callable[[], None]], XMPPHandler],
         clock: IReactorTime,
     ) -> None:
         self._endpoint = endpoint
         self._clock = clock
         self._factory = StreamFactory(credentials, clock)
         self._connecting: Deferred[Any] = Deferred()
-        # These two only ever succeed: the login's with what kept it from
-        # being made, or None.
+        # These only ever succeed: the login's with what kept it from being
+        # made, or None.
         self._settled: Deferred[FCMError | None] = Deferred()
+        self._over: Deferred[None] = Deferred()
         self._gone: Deferred[None] = Deferred()
         self._cause: FCMError | None = None
         self.isReady = False
+        self.draining = False
         # The manager first: by the time that we know that the stream is gone,
         # its handler has put its affairs in order.  Twisted's manager and not
         # wokkel's, which uses what Twisted has deprecated.
         self._manager = xmlstream.StreamManager(self._factory)
-        self._manager.addHandler(handler)
+        self._manager.addHandler(makeHandler(self._drained))
         self._factory.addBootstrap(xmlstream.STREAM_AUTHD_EVENT, self._authenticated)
         self._factory.addBootstrap(xmlstream.INIT_FAILED_EVENT, self._initializationFailed)
         self._factory.addBootstrap(xmlstream.STREAM_ERROR_EVENT, self._failed)
@@ -97,6 +108,12 @@ class _Generation:
         self._settle(cause)
         self._connecting.cancel()
 
+    async def over(self) -> None:
+        """
+        Wait until the stream is drained or lost.
+        """
+        await self._over
+
     async def lost(self) -> FCMError:
         """
         Wait for the end of the stream.
@@ -106,6 +123,14 @@ class _Generation:
         await self._gone
         assert self._cause is not None
         return self._cause
+
+    def _drained(self) -> None:
+        """
+        The connection server is about to close the stream.
+        """
+        self.draining = True
+        if not self._over.called:
+            self._over.callback(None)
 
     async def close(self) -> None:
         """
@@ -155,13 +180,17 @@ class _Generation:
         """
         self._cause = self._cause or StreamLost(describe(reason.value, self._factory.stream))
         self._gone.callback(None)
+        if not self._over.called:
+            self._over.callback(None)
         self._settle(self._cause)
 
 
 class Link:
     """
-    One link, kept open: as soon as a stream is lost the next is made.
+    One link, kept open: as soon as a stream is lost, or is being drained, the
+    next is made.
 
+    @ivar number: which link this is, from 1.
     @ivar generation: how many streams have been logged in.
     """
 
@@ -169,17 +198,20 @@ class Link:
         self,
         endpoint: IStreamClientEndpoint,
         credentials: Credentials,
-        makeHandler: Callable[[], XMPPHandler],
+        makeHandler: Callable[[Callable[[], None]], XMPPHandler],
         clock: IReactorTime,
         random: Callable[[], float],
         observe: Callable[[AppServerEvent], None] | None = None,
+        number: int = 1,
     ) -> None:
         """
         @param endpoint: where the connection server is, TLS included.
-        @param makeHandler: makes the handler of each stream.
+        @param makeHandler: makes the handler of each stream; it is given what
+            to call when that stream is being drained.
         @param random: gives a number from 0 to 1, for jitter.
-        @param observe: is told of L{LinkReady} and L{LinkLost}.
+        @param observe: is told of the link's life.
         """
+        self.number = number
         self._endpoint = endpoint
         self._credentials = credentials
         self._makeHandler = makeHandler
@@ -188,6 +220,7 @@ class Link:
         self._observe = observe
         self.generation = 0
         self._current: _Generation | None = None
+        self._draining: list[_Generation] = []
         self._pause: Deferred[None] | None = None
         self._running: Deferred[None] | None = None
         self._stopping = False
@@ -220,6 +253,7 @@ class Link:
                 await self._current.close()
             else:
                 self._current.cancel(Stopped("the link was stopped"))
+        await gatherResults([Deferred.fromCoroutine(old.close()) for old in list(self._draining)])
         if self._running is not None:
             await self._running
 
@@ -229,7 +263,7 @@ class Link:
         """
         failures = refusals = 0
         while not self._stopping:
-            generation = _Generation(self._endpoint, self._credentials, self._makeHandler(), self._clock)
+            generation = _Generation(self._endpoint, self._credentials, self._makeHandler, self._clock)
             self._current = generation
             try:
                 await generation.login()
@@ -245,24 +279,67 @@ class Link:
                     failures += 1
                     delay = backoff(failures, self._random())
                     log = _log.warn
-                log("cannot log in: {cause}; next try in {delay:.1f} s", cause=str(cause), delay=delay)
-                self._tell(LinkLost(str(cause), delay))
+                log(
+                    "link {link} cannot log in: {cause}; next try in {delay:.1f} s",
+                    link=self.number,
+                    cause=str(cause),
+                    delay=delay,
+                )
+                self._tell(LinkLost(self.number, str(cause), delay))
                 await self._wait(delay)
                 continue
             refusals = 0
             self.generation += 1
             since = self._clock.seconds()
-            _log.info("logged in")
-            self._tell(LinkReady(self.generation))
-            lost = await generation.lost()
+            _log.info("link {link} is logged in", link=self.number)
+            self._tell(LinkReady(self.number, self.generation))
+            await generation.over()
             self._current = None
             if self._stopping:
                 break
-            failures = failuresAfter(failures, self._clock.seconds() - since)
-            delay = backoff(failures - 1, self._random()) if failures > 1 else 0.0
-            _log.warn("connection lost: {cause}; next try in {delay:.1f} s", cause=str(lost), delay=delay)
-            self._tell(LinkLost(str(lost), delay))
+            held = self._clock.seconds() - since
+            if generation.draining:
+                self._seeOut(generation)
+            if generation.draining and held >= HASTY:
+                # Announced, and so no failure; the successor is made at once.
+                failures = 0 if held >= STABLE else failures
+                continue
+            failures = failuresAfter(failures, held)
+            delay = reconnectDelay(failures, self._random())
+            if not generation.draining:
+                lost = await generation.lost()
+                _log.warn(
+                    "link {link} is lost: {cause}; next try in {delay:.1f} s",
+                    link=self.number,
+                    cause=str(lost),
+                    delay=delay,
+                )
+                self._tell(LinkLost(self.number, str(lost), delay))
             await self._wait(delay)
+
+    def _seeOut(self, generation: _Generation) -> None:
+        """
+        A stream is being drained: let it go on until the connection server
+        closes it.
+        """
+        _log.info("link {link} is being drained", link=self.number)
+        self._tell(LinkDraining(self.number, self.generation))
+        self._draining.append(generation)
+        gone = Deferred.fromCoroutine(self._outlast(generation, self.generation))
+        gone.addErrback(lambda f: _log.failure("a drained stream did not end as it should", f))
+        for old in self._draining[:-MAX_DRAINING]:
+            # The server announces the end of streams and never ends them.
+            closing = Deferred.fromCoroutine(old.close())
+            closing.addErrback(lambda f: _log.failure("closing a drained stream failed", f))
+
+    async def _outlast(self, generation: _Generation, number: int) -> None:
+        """
+        Wait for the end of a stream that is being drained.
+        """
+        await generation.lost()
+        self._draining.remove(generation)
+        _log.info("link {link}: the drained stream is closed", link=self.number)
+        self._tell(LinkDrained(self.number, number))
 
     def _tell(self, event: AppServerEvent) -> None:
         """

@@ -30,6 +30,7 @@ from fcmxmpp.errors import (
     HandlerTimedOut,
     HandlerUnavailable,
     MalformedPayload,
+    QueueFull,
     Stopped,
     StreamLost,
 )
@@ -58,6 +59,9 @@ MAX_WAITERS = 16
 #: How many messages may be handled at once where they are acknowledged first;
 #: beyond that the ACK waits, and so the connection server does.
 MAX_ACKED = 1000
+#: How many messages may be handled at once in all.  A connection server that
+#: keeps to its windows never gets there.
+MAX_HANDLED = 10_000
 #: When a message is acknowledged: once it has been handled, or at once.
 POLICIES = ("handled", "received")
 
@@ -97,10 +101,11 @@ class _Handling:
     One message on its way through the handler.
     """
 
-    __slots__ = ("attempt", "deadline", "message", "retry", "tries", "unavailable", "waiters")
+    __slots__ = ("attempt", "deadline", "message", "retry", "since", "tries", "unavailable", "waiters")
 
-    def __init__(self, message: UpstreamMessage | Receipt) -> None:
+    def __init__(self, message: UpstreamMessage | Receipt, now: float) -> None:
         self.message = message
+        self.since = now
         #: Tries that count.
         self.tries = 0
         #: Tries in a row at which the handler said that it cannot work.
@@ -131,13 +136,24 @@ class UpstreamDelivery:
         clock: IReactorTime,
         random: Callable[[], float],
         observe: Callable[[AppServerEvent], None] | None = None,
+        limit: int = MAX_HANDLED,
     ) -> None:
         """
         @param handler: the application's; it may provide
             L{IReceiptHandler} as well.
         @param random: gives a number from 0 to 1, for jitter.
         @param observe: is told what happens.
+        @param limit: how many messages may be handled at once.
         """
+        self._limit = limit
+        self._toldTooMany: float | None = None
+        # Where devices have an order: what each has sent, the first of it being
+        # handled.
+        self._lanes: dict[str, deque[_Handling]] | None = {} if policy.ordered else None
+        # Whose turn has come, and whether somebody is at it already.
+        self._due: deque[_Handling] = deque()
+        self._turning = False
+        self._ended = False
         self._handle: Callable[[Any], Awaitable[object] | None] = handler.messageReceived
         self._handleReceipt: Callable[[Any], Awaitable[object] | None] = _ignoreReceipt
         if IReceiptHandler.providedBy(handler):
@@ -185,9 +201,12 @@ class UpstreamDelivery:
             return self._await(handling)
         if self._stopping:
             return fail(Stopped("stopping"))
+        if len(self._running) >= self._limit:
+            self._logTooMany()
+            return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = self._running[key] = _Handling(message)
+        handling = self._running[key] = _Handling(message, self._clock.seconds())
         if self._ackFirst and len(self._running) <= MAX_ACKED:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
@@ -196,7 +215,7 @@ class UpstreamDelivery:
             self._acked.append(handling)
             return succeed(None)
         waiter = self._await(handling)
-        self._try(handling)
+        self._begin(handling)
         return waiter
 
     def _await(self, handling: _Handling) -> Deferred[None]:
@@ -250,7 +269,42 @@ class UpstreamDelivery:
         """
         self._turn = None
         while self._acked:
-            self._try(self._acked.popleft())
+            self._begin(self._acked.popleft())
+
+    def _begin(self, handling: _Handling) -> None:
+        """
+        Handle a message, once those that its device sent before have been
+        handled, if that matters.
+        """
+        if self._lanes is not None:
+            lane = self._lanes.setdefault(handling.message.from_, deque())
+            lane.append(handling)
+            if len(lane) > 1:
+                return
+        self._try(handling)
+
+    def _next(self, handling: _Handling) -> None:
+        """
+        A message is out of the way of those behind it.
+        """
+        if self._lanes is None:
+            return
+        lane = self._lanes[handling.message.from_]
+        wasFirst = lane[0] is handling
+        lane.remove(handling)
+        if not lane:
+            del self._lanes[handling.message.from_]
+        elif wasFirst and not self._ended:
+            self._due.append(lane[0])
+        # A loop, and not a call within the other: there may be hundreds.
+        if self._turning:
+            return
+        self._turning = True
+        try:
+            while self._due:
+                self._try(self._due.popleft())
+        finally:
+            self._turning = False
 
     def _try(self, handling: _Handling) -> None:
         """
@@ -334,7 +388,8 @@ class UpstreamDelivery:
             _log.info("the handler works again")
         self._remember(handling.message.key)
         if self._observe is not None:
-            self._observe(Handled(handling.message, handling.tries))
+            seconds = self._clock.seconds() - handling.since
+            self._observe(Handled(handling.message, handling.tries, seconds))
         self._finish(handling)
 
     def _retryOrPutAside(self, handling: _Handling, failure: Failure) -> None:
@@ -399,6 +454,18 @@ class UpstreamDelivery:
             _log.warn(
                 "the handler cannot work now: {reason}; {count} messages wait for it",
                 reason=str(failure.value),
+                count=len(self._running),
+            )
+
+    def _logTooMany(self) -> None:
+        """
+        Say that a connection server sends more than it may: once a minute.
+        """
+        now = self._clock.seconds()
+        if self._toldTooMany is None or now - self._toldTooMany >= 60:
+            self._toldTooMany = now
+            _log.error(
+                "{count} messages are being handled; no more are taken over, and they are not acknowledged",
                 count=len(self._running),
             )
 
@@ -470,6 +537,7 @@ class UpstreamDelivery:
         """
         for waiter in self._leave(handling):
             waiter.callback(None)
+        self._next(handling)
         self._noteIdle()
 
     def _abandon(self, handling: _Handling) -> None:
@@ -482,6 +550,7 @@ class UpstreamDelivery:
             self._deadLetter(handling.message.message_id, handling.message.from_, reason)
         for waiter in self._leave(handling):
             waiter.errback(Stopped(reason))
+        self._next(handling)
         self._noteIdle()
 
     def _noteIdle(self) -> None:
@@ -508,6 +577,10 @@ class UpstreamDelivery:
         if self._turn is not None:
             self._turn.cancel()
             self._tryAcked()
+        for handling in [h for lane in (self._lanes or {}).values() for h in list(lane)[1:]]:
+            # They have not begun yet, and come again unless acknowledged.
+            if handling.waiters:
+                self._abandon(handling)
         for handling in list(self._running.values()):
             if handling.retry is not None:
                 handling.retry.cancel()
@@ -521,6 +594,7 @@ class UpstreamDelivery:
             except DeferredTimeoutError:
                 self._idle.remove(idle)
                 _log.warn("{count} handlers did not end in time", count=len(self._running))
+        self._ended = True
         for handling in list(self._running.values()):
             if handling.message.key not in self._running:
                 # Cancelling another one ended it.

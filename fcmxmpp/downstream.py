@@ -1,174 +1,577 @@
 """
 Downstream: from the application's C{send} to the connection server's answer.
 
-What is sent waits in one bounded L{Queue<fcmxmpp.window.Queue>} until a stream
-has room for it.  What a lost stream leaves unanswered goes back to the front
-of the queue, in its order, and out on the next stream with the same
-C{message_id}.
+What is sent waits in one bounded L{Queue<fcmxmpp.window.Queue>} until the link
+with the fewest unanswered messages has room for it.  What has been sent
+without success, and may be sent again, waits for that in the order in which it
+was first sent, ahead of the queue, with the same C{message_id}:
+
+  - what a lost stream left unanswered, and what was NACKed because its stream
+    was being drained: until there is room on another link;
+  - what was NACKed for a reason that passes: for a delay of its own;
+  - what was NACKed because its device or topic got too much: in a
+    L{_SlowLane}, with everything else for that target and one at a time, so
+    that the others do not wait behind it.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from msgspec import structs
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fcmxmpp.client import FCMClientProtocol, ISettles
-from fcmxmpp.errors import FCMError, Nacked, NotSendable, QueueFull, Stopped
-from fcmxmpp.interfaces import IDownstreamSender
-from fcmxmpp.messages import Ack, DownstreamMessage
+from fcmxmpp.errors import (
+    AckTimedOut,
+    Expired,
+    FCMError,
+    Nacked,
+    NotSendable,
+    QueueFull,
+    Stopped,
+)
+from fcmxmpp.interfaces import AppServerEvent, IDownstreamSender, Refused, Sent, Settled
+from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, Ack, DownstreamMessage
 from fcmxmpp.payload import MAX_TEXT, encode
+from fcmxmpp.retry import nackDelay, rateDelay
+from fcmxmpp.validation import checkSendable
 from fcmxmpp.window import Queue
 
 
 __all__ = ["MAX_QUEUE", "DownstreamSender"]
 
-#: How many messages may wait behind the window.
+#: How many messages may wait, in all.
 MAX_QUEUE = 10_000
+#: Seconds that "now or never" gets, because a full window may take a moment.
+NOW = 1.0
+#: Seconds between looks for messages whose time has run out, at least.
+SWEEP = 1.0
+
+
+class _Outgoing:
+    """
+    One message on its way.
+    """
+
+    __slots__ = (
+        "delayed",
+        "expires",
+        "inFlight",
+        "lane",
+        "lastError",
+        "message",
+        "newToken",
+        "number",
+        "refusals",
+        "result",
+        "since",
+        "tries",
+    )
+
+    def __init__(self, number: int, message: DownstreamMessage, now: float, result: Deferred[Ack]) -> None:
+        #: Counts the messages; what is sent again goes by it.
+        self.number = number
+        self.message = message
+        self.result = result
+        self.since = now
+        ttl = MAX_DOWNSTREAM_TTL if message.time_to_live is None else message.time_to_live
+        self.expires = now + max(ttl, NOW)
+        #: How often it has been written to a stream, and NACKed for a reason
+        #: that passes; and the last such reason.
+        self.tries = 0
+        self.refusals = 0
+        self.lastError = ""
+        #: A newer registration token that came with a NACK.
+        self.newToken: str | None = None
+        self.inFlight = False
+        #: The call that will have it sent again.
+        self.delayed: IDelayedCall | None = None
+        #: The lane that it waits in, or that has let it go.
+        self.lane: _SlowLane | None = None
+
+    def __lt__(self, other: _Outgoing) -> bool:
+        """
+        Whether it was sent first.
+        """
+        return self.number < other.number
+
+    @property
+    def target(self) -> str | None:
+        """
+        Whom it is for.
+        """
+        return self.message.to or self.message.condition
+
+    @property
+    def message_id(self) -> str:
+        """
+        Its C{message_id}.
+        """
+        assert self.message.message_id is not None
+        return self.message.message_id
+
+
+class _SlowLane:
+    """
+    The messages for a device or topic that got too much: after a delay they go
+    one at a time, and as soon as one is accepted the next.
+
+    @ivar refusals: how often in a row it was too much.
+    @ivar pause: the call that ends the delay.
+    @ivar busy: the message that has been let go and is not settled yet.
+    @ivar waiting: the others, in the order they were sent.
+    """
+
+    __slots__ = ("busy", "pause", "refusals", "waiting")
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self.pause: IDelayedCall | None = None
+        self.busy: _Outgoing | None = None
+        self.waiting: OrderedDict[str, _Outgoing] = OrderedDict()
+
+    def add(self, outgoing: _Outgoing) -> None:
+        """
+        Have a message wait in its place.
+        """
+        last = next(reversed(self.waiting.values()), outgoing)
+        self.waiting[outgoing.message_id] = outgoing
+        outgoing.lane = self
+        if outgoing < last:
+            # Rare: the first of many in flight was refused before the others.
+            self.waiting = OrderedDict(sorted(self.waiting.items(), key=lambda item: item[1]))
 
 
 @implementer(IDownstreamSender, ISettles)
 class DownstreamSender:
     """
-    Sends downstream messages over whichever stream has room.
+    Sends downstream messages over whichever link is the least busy.
     """
 
-    def __init__(self, newID: Callable[[], str], limit: int = MAX_QUEUE) -> None:
+    def __init__(
+        self,
+        newID: Callable[[], str],
+        clock: IReactorTime,
+        random: Callable[[], float],
+        observe: Callable[[AppServerEvent], None] | None = None,
+        limit: int = MAX_QUEUE,
+    ) -> None:
         """
         @param newID: makes a C{message_id} that was never used before.
+        @param random: gives a number from 0 to 1, for jitter.
+        @param observe: is told what happens.
         @param limit: how many messages may wait.
         """
         self._newID = newID
-        self._queue: Queue[str, DownstreamMessage] = Queue(limit)
-        self._results: dict[str, Deferred[Ack]] = {}
-        self._streams: list[FCMClientProtocol] = []
-        self._stopped = False
+        self._clock = clock
+        self._random = random
+        self._observe = observe
+        self._limit = limit
+        self._count = 0
+        # All that is not settled, wherever it is.
+        self._unsettled: dict[str, _Outgoing] = {}
+        self._inFlight = 0
+        # What is sent for the first time, and, as a heap, what is sent again.
+        # A message that was cancelled stays in the heap until its turn.
+        self._queue: Queue[str, _Outgoing] = Queue(limit)
+        self._again: list[_Outgoing] = []
+        self._lanes: dict[str | None, _SlowLane] = {}
+        self._links: list[FCMClientProtocol] = []
+        self._filling = False
+        self._sweep: IDelayedCall | None = None
+        # The end of the grace period, once there is one.
+        self._deadline: float | None = None
+        self._idle: Deferred[None] | None = None
+
+    # What the application does.
 
     def send(self, message: DownstreamMessage) -> Deferred[Ack]:
         """
         See L{IDownstreamSender.send}.
         """
-        if self._stopped:
+        if self._deadline is not None:
             return fail(Stopped("the app server has stopped"))
-        if message.message_id is None:
-            message = structs.replace(message, message_id=self._newID())
-        message_id = message.message_id
-        assert message_id is not None
         try:
-            if (message.to is None) == (message.condition is None):
-                raise NotSendable("to", "exactly one of to and condition must be given")
-            if message_id in self._results:
+            if isinstance(message, DownstreamMessage) and message.message_id is None:
+                message = structs.replace(message, message_id=self._newID())
+            checkSendable(message)
+            message_id = message.message_id
+            assert message_id is not None
+            if message_id in self._unsettled:
                 raise NotSendable("message_id", "a message with this message_id is still unanswered")
-            if not message_id:
-                raise NotSendable("message_id", "must not be empty")
             if len(encode(message)) > MAX_TEXT // 2:
                 raise NotSendable("data", "the message is larger than a stanza may be")
-            if self._queue.full:
-                raise QueueFull(f"{self._queue.limit} messages wait already")
+            if len(self._unsettled) - self._inFlight >= self._limit:
+                raise QueueFull(f"{self._limit} messages wait already")
         except FCMError:
             return fail(Failure())
         result: Deferred[Ack] = Deferred(lambda _: self._withdraw(message_id))
-        self._results[message_id] = result
-        self._queue.append(message_id, message)
+        self._count += 1
+        outgoing = _Outgoing(self._count, message, self._clock.seconds(), result)
+        self._unsettled[message_id] = outgoing
+        self._queue.append(message_id, outgoing)
         self._fill()
+        if not outgoing.inFlight:
+            self._noteWaiting(outgoing)
         return result
 
     def _withdraw(self, message_id: str) -> None:
         """
         The application cancelled the Deferred of a message.
         """
+        outgoing = self._unsettled[message_id]
         # One that has been sent keeps its place until it is answered, or its
         # message_id could be used twice; nobody is told the answer.
-        if self._queue.remove(message_id) is not None:
-            del self._results[message_id]
+        if not outgoing.inFlight:
+            self._forget(outgoing)
+            self._noteIdle()
+            self._fill()
+
+    # On its way.
+
+    def _leastBusy(self) -> FCMClientProtocol | None:
+        """
+        The link that the next message goes to; None if none has room.
+        """
+        best, most = None, 0
+        for link in self._links:
+            room = link.room
+            if room > most:
+                best, most = link, room
+        return best
 
     def _fill(self) -> None:
         """
         Send what waits, as far as there is room.
         """
-        while self._queue:
-            stream = max(self._streams, key=lambda s: s.room, default=None)
-            if stream is None or not stream.room:
-                return
-            message = self._queue.take()
-            assert message is not None
-            try:
-                stream.sendDownstream(message)
-            except NotSendable as error:
-                # Its data were changed after send().
-                result = self._settle(message)
-                if result is not None:
-                    result.errback(error)
+        if self._filling:
+            # Whoever is told of something sends again; the loop below goes on.
+            return
+        self._filling = True
+        try:
+            while self._again or self._queue:
+                link = self._leastBusy()
+                if link is None:
+                    return
+                outgoing = heappop(self._again) if self._again else self._queue.take()
+                assert outgoing is not None
+                self._sendOn(link, outgoing)
+        finally:
+            self._filling = False
 
-    def _settle(self, message: DownstreamMessage) -> Deferred[Ack] | None:
+    def _sendOn(self, link: FCMClientProtocol, outgoing: _Outgoing) -> None:
         """
-        The Deferred of a message that has its final answer; None if the
-        application has cancelled it, or if it was stopped.
+        Send a message whose turn has come, if it is still to be sent.
         """
-        result = self._results.pop(message.message_id or "", None)
-        return None if result is None or result.called else result
+        if outgoing.result.called:
+            return
+        now = self._clock.seconds()
+        if now >= outgoing.expires:
+            self._expire(outgoing)
+            return
+        if self._lanes and outgoing.lane is None:
+            lane = self._lanes.get(outgoing.target)
+            if lane is not None:
+                lane.add(outgoing)
+                self._advance(lane, outgoing.target)
+                return
+        message = outgoing.message
+        if message.time_to_live and now - outgoing.since >= 1:
+            # It is counted from the first send, and here as well as there.
+            left = max(1, int(outgoing.expires - now))
+            message = structs.replace(message, time_to_live=left)
+        outgoing.inFlight = True
+        outgoing.tries += 1
+        self._inFlight += 1
+        try:
+            link.sendDownstream(message)
+        except NotSendable as error:
+            # Its data were changed after send().
+            self._settle(outgoing, error)
+            return
+        if self._observe is not None:
+            self._observe(Sent(message, link.number, outgoing.tries))
+
+    def _landed(self, message: DownstreamMessage) -> _Outgoing | None:
+        """
+        A message is no longer on a stream.
+
+        @return: what there is of it; None if the application cancelled it or
+            was told that all is over.
+        """
+        outgoing = self._unsettled.get(message.message_id or "")
+        if outgoing is None:
+            return None
+        outgoing.inFlight = False
+        self._inFlight -= 1
+        if outgoing.result.called:
+            self._forget(outgoing)
+            self._noteIdle()
+            return None
+        return outgoing
+
+    def _refused(self, outgoing: _Outgoing, error: Nacked) -> None:
+        """
+        A message was NACKed: see what is to be done.
+        """
+        outgoing.newToken = error.registration_id or outgoing.newToken
+        if error.permanent:
+            self._settle(outgoing, error)
+            return
+        if error.error == "CONNECTION_DRAINING":
+            delay = 0.0
+            heappush(self._again, outgoing)
+        elif error.tooMuch:
+            delay = self._slowDown(outgoing)
+        else:
+            outgoing.refusals += 1
+            delay = nackDelay(outgoing.refusals, self._random())
+            outgoing.delayed = self._clock.callLater(delay, self._retry, outgoing)
+        outgoing.lastError = str(error)
+        if self._observe is not None:
+            self._observe(Refused(outgoing.message, str(error), delay))
+        if self._deadline is not None and self._clock.seconds() + delay > self._deadline:
+            self._stopOne(outgoing)
+        else:
+            self._noteWaiting(outgoing)
+
+    def _retry(self, outgoing: _Outgoing) -> None:
+        """
+        The delay of a message is over.
+        """
+        outgoing.delayed = None
+        heappush(self._again, outgoing)
+        self._fill()
+
+    # Targets that got too much.
+
+    def _slowDown(self, outgoing: _Outgoing) -> float:
+        """
+        A device or topic got too much.
+
+        @return: seconds until it gets something again.
+        """
+        target = outgoing.target
+        lane = self._lanes.setdefault(target, _SlowLane())
+        if lane.busy is outgoing:
+            lane.busy = None
+        lane.add(outgoing)
+        if lane.pause is None:
+            # Of a hundred in flight, the first says it all.
+            lane.refusals += 1
+            delay = rateDelay(lane.refusals, self._random())
+            lane.pause = self._clock.callLater(delay, self._resume, lane, target)
+        return max(0.0, lane.pause.getTime() - self._clock.seconds())
+
+    def _resume(self, lane: _SlowLane, target: str | None) -> None:
+        """
+        The delay of a target is over.
+        """
+        lane.pause = None
+        self._advance(lane, target)
+        self._fill()
+
+    def _advance(self, lane: _SlowLane, target: str | None) -> None:
+        """
+        Let the next message of a lane go, if it is time.
+        """
+        if lane.pause is not None or lane.busy is not None:
+            return
+        if lane.waiting:
+            lane.busy = lane.waiting.popitem(last=False)[1]
+            heappush(self._again, lane.busy)
+        else:
+            self._lanes.pop(target, None)
+
+    # The end of a message.
+
+    def _forget(self, outgoing: _Outgoing) -> None:
+        """
+        Have nothing more to do with a message.
+        """
+        del self._unsettled[outgoing.message_id]
+        self._queue.remove(outgoing.message_id)
+        if outgoing.inFlight:
+            outgoing.inFlight = False
+            self._inFlight -= 1
+        if outgoing.delayed is not None:
+            outgoing.delayed.cancel()
+            outgoing.delayed = None
+        lane = outgoing.lane
+        if lane is not None:
+            lane.waiting.pop(outgoing.message_id, None)
+            if lane.busy is outgoing:
+                lane.busy = None
+                self._advance(lane, outgoing.target)
+
+    def _settle(self, outgoing: _Outgoing, outcome: Ack | FCMError) -> None:
+        """
+        Tell the application what became of a message.
+        """
+        if isinstance(outcome, Ack) and outgoing.lane is not None:
+            outgoing.lane.refusals = 0
+        self._forget(outgoing)
+        error = outcome if isinstance(outcome, FCMError) else None
+        if self._observe is not None:
+            seconds = self._clock.seconds() - outgoing.since
+            self._observe(Settled(outgoing.message, error, outgoing.tries, seconds))
+        if isinstance(outcome, FCMError):
+            outgoing.result.errback(outcome)
+        else:
+            outgoing.result.callback(outcome)
+        self._noteIdle()
+
+    def _expire(self, outgoing: _Outgoing) -> None:
+        """
+        A message's time has run out.
+        """
+        why = f"; the last answer was {outgoing.lastError}" if outgoing.lastError else ""
+        self._settle(outgoing, Expired(f"not accepted within its time_to_live{why}", outgoing.newToken))
+
+    def _noteWaiting(self, outgoing: _Outgoing) -> None:
+        """
+        A message begins to wait: have it looked at when its time runs out.
+        """
+        at = max(outgoing.expires, self._clock.seconds() + SWEEP)
+        if self._sweep is None:
+            self._sweep = self._clock.callLater(at - self._clock.seconds(), self._sweepWaiting)
+        elif at < self._sweep.getTime():
+            self._sweep.reset(at - self._clock.seconds())
+
+    def _sweepWaiting(self) -> None:
+        """
+        Give up the messages that wait in vain.
+        """
+        self._sweep = None
+        now = self._clock.seconds()
+        for outgoing in list(self._unsettled.values()):
+            if outgoing.inFlight or outgoing.result.called:
+                continue
+            if now >= outgoing.expires:
+                self._expire(outgoing)
+            else:
+                self._noteWaiting(outgoing)
+        self._fill()
+
+    # The end of everything.
+
+    def _noteIdle(self) -> None:
+        """
+        Tell who waits for the end that nothing is unsettled any more.
+        """
+        if self._idle is not None and not self._unsettled:
+            idle, self._idle = self._idle, None
+            idle.callback(None)
+
+    def _stopOne(self, outgoing: _Outgoing) -> None:
+        """
+        Give a message up because of the stop.
+        """
+        self._settle(outgoing, Stopped("the app server stopped before the message was answered"))
+
+    async def stop(self, grace: float) -> None:
+        """
+        Take nothing more, and let what is on its way come to its end.
+
+        @param grace: seconds that it gets; then every Deferred that is open
+            fails with L{Stopped<fcmxmpp.errors.Stopped>}.
+        """
+        if self._deadline is not None:
+            return
+        self._deadline = self._clock.seconds() + grace
+        for outgoing in list(self._unsettled.values()):
+            lane = outgoing.lane
+            pause = outgoing.delayed or (lane and lane.pause)
+            if pause and pause.getTime() > self._deadline and not outgoing.result.called:
+                self._stopOne(outgoing)
+        if self._unsettled and self._links and grace > 0:
+            self._idle = Deferred()
+            try:
+                await self._idle.addTimeout(grace, self._clock)
+            except DeferredTimeoutError:
+                self._idle = None
+        for outgoing in list(self._unsettled.values()):
+            if not outgoing.result.called:
+                self._stopOne(outgoing)
+        # What is left was cancelled when it was on its way.
+        self._unsettled.clear()
+        self._inFlight = 0
+        self._again.clear()
+        calls = [self._sweep, *[lane.pause for lane in self._lanes.values()]]
+        for call in calls:
+            if call is not None:
+                call.cancel()
+        self._sweep = None
+        self._lanes.clear()
+
+    # What the links tell: see ISettles.
 
     def linkReady(self, protocol: FCMClientProtocol) -> None:
         """
         See L{ISettles.linkReady}.
         """
-        self._streams.append(protocol)
+        self._links.append(protocol)
+        self._fill()
+
+    def linkHasRoom(self, protocol: FCMClientProtocol) -> None:
+        """
+        See L{ISettles.linkHasRoom}.
+        """
         self._fill()
 
     def linkDraining(self, protocol: FCMClientProtocol) -> None:
         """
         See L{ISettles.linkDraining}.
         """
-        # Its session has no room from now on, so nothing goes out on it.
+        # It has no room from now on; but it is still told of answers.
+        self._links.remove(protocol)
 
     def linkLost(self, protocol: FCMClientProtocol, unanswered: list[DownstreamMessage]) -> None:
         """
         See L{ISettles.linkLost}.
         """
-        if protocol in self._streams:
-            self._streams.remove(protocol)
-        if self._stopped:
-            return
-        again = []
+        if protocol in self._links:
+            self._links.remove(protocol)
         for message in unanswered:
-            message_id = message.message_id or ""
-            if self._results[message_id].called:
-                # Cancelled, so it does not go out a second time.
-                del self._results[message_id]
-            else:
-                again.append((message_id, message))
-        self._queue.giveBack(again)
+            outgoing = self._landed(message)
+            if outgoing is not None:
+                heappush(self._again, outgoing)
+                self._noteWaiting(outgoing)
         self._fill()
 
     def accepted(self, protocol: FCMClientProtocol, message: DownstreamMessage, ack: Ack) -> None:
         """
         See L{ISettles.accepted}.
         """
-        result = self._settle(message)
-        if result is not None:
-            result.callback(ack)
+        outgoing = self._landed(message)
+        if outgoing is not None:
+            if outgoing.newToken is not None and ack.registration_id is None:
+                # It was told with a NACK, before the message was sent again.
+                ack = structs.replace(ack, registration_id=outgoing.newToken)
+            self._settle(outgoing, ack)
         self._fill()
 
     def refused(self, protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
         """
         See L{ISettles.refused}.
         """
-        result = self._settle(message)
-        if result is not None:
-            result.errback(error)
+        outgoing = self._landed(message)
+        if outgoing is not None:
+            self._refused(outgoing, error)
         self._fill()
 
-    def stop(self) -> None:
+    def overdue(self, protocol: FCMClientProtocol, message: DownstreamMessage) -> None:
         """
-        Take nothing more; every Deferred that is open fails with
-        L{Stopped<fcmxmpp.errors.Stopped>}.
+        See L{ISettles.overdue}.
         """
-        self._stopped = True
-        self._streams.clear()
-        self._queue.clear()
-        results, self._results = self._results, {}
-        for result in [result for result in results.values() if not result.called]:
-            result.errback(Stopped("the app server stopped before the message was answered"))
+        outgoing = self._landed(message)
+        if outgoing is not None:
+            self._settle(outgoing, AckTimedOut("the connection server did not answer in time"))
+        self._fill()

@@ -96,6 +96,8 @@ _PERMANENT = frozenset(
         "BAD_REQUEST",
     }
 )
+#: The codes that say that the device or topic got too much.
+_TOO_MUCH = frozenset({"DEVICE_MESSAGE_RATE_EXCEEDED", "TOPICS_MESSAGE_RATE_EXCEEDED", "QUOTA_EXCEEDED"})
 #: The codes that say that the registration token is of no further use.
 _TOKEN_GONE = frozenset({"BAD_REGISTRATION", "DEVICE_UNREGISTERED", "SENDER_ID_MISMATCH"})
 
@@ -125,6 +127,13 @@ class Nacked(FCMError):
         not known counts as C{INTERNAL_SERVER_ERROR}, so it is not permanent.
         """
         return self.error in _PERMANENT
+
+    @property
+    def tooMuch(self) -> bool:
+        """
+        Whether the device or topic gets messages faster than it may.
+        """
+        return self.error in _TOO_MUCH
 
     @property
     def tokenGone(self) -> bool:
@@ -160,8 +169,15 @@ class LoginTimedOut(FCMError):
 
 class Expired(FCMError):
     """
-    The message's C{time_to_live} ran out before it could be sent.
+    The message's C{time_to_live} ran out before it was accepted.
+
+    @ivar registration_id: a newer token for the same device, if a NACK told
+        one.
     """
+
+    def __init__(self, reason: str, registration_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.registration_id = registration_id
 
 
 class AckTimedOut(FCMError):

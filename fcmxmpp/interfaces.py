@@ -18,7 +18,7 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
-from fcmxmpp.errors import MalformedPayload
+from fcmxmpp.errors import FCMError, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
 
 
@@ -34,9 +34,14 @@ __all__ = [
     "IResponsible",
     "ISessionObserver",
     "IUpstreamHandler",
+    "LinkDrained",
+    "LinkDraining",
     "LinkLost",
     "LinkReady",
+    "Refused",
     "Repeated",
+    "Sent",
+    "Settled",
     "Undecodable",
 ]
 
@@ -87,16 +92,22 @@ class IDownstreamSender(Interface):
         """
         Send a message to a device, a device group, a topic or a condition.
 
-        A message without C{message_id} is given one.
+        A message without C{message_id} is given one.  What is refused for
+        reasons that pass, or left unanswered by a lost connection, is sent
+        again with the same C{message_id} for as long as its C{time_to_live}
+        allows (4 weeks, unless it says otherwise; of 0 seconds it gets
+        one).
 
-        @return: fires with the connection server's L{Ack}, which means
-            accepted and not yet delivered; store its C{registration_id}, if it
-            has one, in place of the old token.  Fails with
+        @return: fires exactly once, with the connection server's L{Ack}, which
+            means accepted and not yet delivered; store its C{registration_id},
+            if it has one, in place of the old token.  Fails with
             L{NotSendable<fcmxmpp.errors.NotSendable>},
             L{Nacked<fcmxmpp.errors.Nacked>},
+            L{Expired<fcmxmpp.errors.Expired>},
+            L{AckTimedOut<fcmxmpp.errors.AckTimedOut>},
             L{QueueFull<fcmxmpp.errors.QueueFull>} or
             L{Stopped<fcmxmpp.errors.Stopped>}.  Cancelling it withdraws the
-            message, if it has not been sent yet.
+            message, unless it has just been sent and not been answered.
         """
 
 
@@ -148,10 +159,12 @@ class Handled(Struct, frozen=True):
     The application took a message over.
 
     @ivar tries: how often the handler was called for it.
+    @ivar seconds: from its arrival to now.
     """
 
     message: UpstreamMessage | Receipt
     tries: int
+    seconds: float
 
 
 class HandlingFailed(Struct, frozen=True):
@@ -197,24 +210,88 @@ class Acknowledged(Struct, frozen=True):
     from_: str
 
 
+class Sent(Struct, frozen=True):
+    """
+    A downstream message was written to a stream.
+
+    @ivar link: which link's, from 1.
+    @ivar tries: how often it has been written by now, to whichever stream.
+    """
+
+    message: DownstreamMessage
+    link: int
+    tries: int
+
+
+class Refused(Struct, frozen=True):
+    """
+    A downstream message was NACKed and will be sent again.
+
+    @ivar error: the code, such as C{"SERVICE_UNAVAILABLE"}.
+    @ivar retryIn: seconds until it may be sent again; 0 for as soon as there
+        is room on another link.
+    """
+
+    message: DownstreamMessage
+    error: str
+    retryIn: float
+
+
+class Settled(Struct, frozen=True):
+    """
+    The Deferred of a downstream message is about to fire.
+
+    @ivar error: what it fails with; None if the message was accepted.
+    @ivar tries: how often it was written to a stream.
+    @ivar seconds: since it was given to C{send}.
+    """
+
+    message: DownstreamMessage
+    error: FCMError | None
+    tries: int
+    seconds: float
+
+
 class LinkReady(Struct, frozen=True):
     """
     A link is logged in.
 
+    @ivar link: which one, from 1.
     @ivar generation: counts the streams of this link, from 1.
     """
 
+    link: int
+    generation: int
+
+
+class LinkDraining(Struct, frozen=True):
+    """
+    The connection server is about to close a link's stream.  Nothing new is
+    sent on it; what comes in is still handled and acknowledged.
+    """
+
+    link: int
+    generation: int
+
+
+class LinkDrained(Struct, frozen=True):
+    """
+    A stream that was being drained is gone.
+    """
+
+    link: int
     generation: int
 
 
 class LinkLost(Struct, frozen=True):
     """
-    A link's stream is gone, or could not be made.
+    A link's stream is gone without having been drained, or could not be made.
 
     @ivar reason: why, in one readable line.
     @ivar retryIn: seconds until the next try.
     """
 
+    link: int
     reason: str
     retryIn: float
 
@@ -228,7 +305,12 @@ AppServerEvent = (
     | DeadLettered
     | Undecodable
     | Acknowledged
+    | Sent
+    | Refused
+    | Settled
     | LinkReady
+    | LinkDraining
+    | LinkDrained
     | LinkLost
 )
 

@@ -26,6 +26,13 @@ What may happen in which phase (every pair is tested)::
   receive draining    DRAINING, Draining    nothing               nothing
   drain (server)      DRAINING, Send        nothing               nothing
   lost                CLOSED, Lost          CLOSED, Lost          nothing
+
+Limits that a peer may run into:
+
+  - An app server that leaves more than a window and L{OVERRUN} of its messages
+    without our answer gets C{SERVICE_UNAVAILABLE} for what is beyond.
+  - An answer that does not come in time is waited for no longer, and the peer
+    is probed; while a probe is unanswered there is no room on the stream.
 """
 
 from __future__ import annotations
@@ -51,6 +58,7 @@ from fcmxmpp.window import Window
 
 
 __all__ = [
+    "OVERRUN",
     "Answered",
     "Dead",
     "Draining",
@@ -59,6 +67,7 @@ __all__ = [
     "KeepAlive",
     "Lost",
     "Output",
+    "Overdue",
     "Phase",
     "Probe",
     "Received",
@@ -66,6 +75,11 @@ __all__ = [
     "Send",
     "Session",
 ]
+
+
+#: How many messages beyond the window a connection server lets pass: clients in
+#: the field count differently.
+OVERRUN = 20
 
 
 class Role(Enum):
@@ -145,6 +159,14 @@ class Probe(Struct, frozen=True):
     """
 
 
+class Overdue(Struct, frozen=True):
+    """
+    A message of ours was not answered in time; it is waited for no longer.
+    """
+
+    message: Sendable
+
+
 class Dead(Struct, frozen=True):
     """
     The peer did not answer the probe: give the stream up.
@@ -167,7 +189,7 @@ class Lost(Struct, frozen=True):
     unanswered: tuple[Sendable, ...]
 
 
-Output = Send | Received | Answered | Foreign | Draining | Ignored | Probe | Dead | KeepAlive | Lost
+Output = Send | Received | Answered | Foreign | Draining | Ignored | Overdue | Probe | Dead | KeepAlive | Lost
 
 
 def _keyOf(message: Sendable) -> _Key:
@@ -200,6 +222,7 @@ class Session:
         window: int = WINDOW,
         quiet: float = 60.0,
         patience: float = 30.0,
+        answerWithin: float = 60.0,
     ) -> None:
         """
         @param now: the time, in seconds on any clock that does not go back;
@@ -209,13 +232,21 @@ class Session:
             probes its peer; the connection server's end writes a keep-alive
             as often.
         @param patience: seconds that a probe may stay without an answer.
+        @param answerWithin: seconds that the app server's end waits for the
+            answer to a message; the connection server's end waits for ever,
+            because handlers may take long.
         """
         self.role = role
         self.phase = Phase.OPEN
         self._window: Window[_Key, Sendable] = Window(window)
+        # When each of them was sent, in the same order.
+        self._sentAt: dict[_Key, float] = {}
+        self._owed = 0
         self._quiet = quiet
         self._patience = patience
+        self._answerWithin = answerWithin
         self._lastHeard = now
+        self._lastWoken = now
         self._probed: float | None = None
         self._lastKeepAlive = now
 
@@ -224,7 +255,7 @@ class Session:
         """
         How many messages may be sent now.
         """
-        return self._window.room if self.phase is Phase.OPEN else 0
+        return self._window.room if self.phase is Phase.OPEN and self._probed is None else 0
 
     @property
     def unanswered(self) -> int:
@@ -239,7 +270,7 @@ class Session:
         """
         return _keyOf(message) in self._window
 
-    def send(self, message: Sendable) -> list[Output]:
+    def send(self, message: Sendable, now: float) -> list[Output]:
         """
         Send a message that wants an answer.
 
@@ -248,7 +279,9 @@ class Session:
         """
         if self.phase is not Phase.OPEN:
             raise ValueError(f"nothing may be sent on a stream that is {self.phase.value}")
-        self._window.add(_keyOf(message), message)
+        key = _keyOf(message)
+        self._window.add(key, message)
+        self._sentAt[key] = now
         return [Send(message)]
 
     def answer(self, answer: Answer) -> list[Output]:
@@ -258,7 +291,10 @@ class Session:
         @return: nothing to do, if the stream is gone; the peer will deliver
             the message again.
         """
-        return [] if self.phase is Phase.CLOSED else [Send(answer)]
+        if self.phase is Phase.CLOSED:
+            return []
+        self._owed -= 1
+        return [Send(answer)]
 
     def giveUp(self, message_id: str) -> Sendable | None:
         """
@@ -267,7 +303,14 @@ class Session:
 
         @return: the message, or None if no such message is unanswered.
         """
-        return self._window.answer(message_id)
+        return self._take(message_id)
+
+    def _take(self, key: _Key) -> Sendable | None:
+        """
+        Take a message out of the window, if it is there.
+        """
+        self._sentAt.pop(key, None)
+        return self._window.answer(key)
 
     def receive(self, message: FromConnectionServer | FromAppServer) -> list[Output]:
         """
@@ -281,7 +324,10 @@ class Session:
             return self._answered(message)
         if isinstance(message, DownstreamMessage):
             if self.phase is Phase.DRAINING:
-                return [Send(_drainingNack(message))]
+                return [Send(_nack(message, "CONNECTION_DRAINING", "Send on another connection"))]
+            if self._owed >= self._window.size + OVERRUN:
+                return [Send(_nack(message, "SERVICE_UNAVAILABLE", "Too many messages without an answer"))]
+            self._owed += 1
             return [Received(message)]
         if isinstance(message, Control) and message.draining:
             return self._peerDrains()
@@ -291,7 +337,7 @@ class Session:
         """
         The peer sent an answer.
         """
-        message = self._window.answer(_keyAnswered(answer))
+        message = self._take(_keyAnswered(answer))
         if message is None:
             return [Foreign(answer)]
         outputs: list[Output] = [Answered(message, answer)]
@@ -326,14 +372,21 @@ class Session:
         if self.phase is Phase.CLOSED:
             return []
         self.phase = Phase.CLOSED
+        self._sentAt.clear()
         return [Lost(tuple(self._window.clear()))]
 
-    def heard(self, now: float) -> None:
+    def heard(self, now: float) -> bool:
         """
         Bytes came from the peer, be it a single space.
+
+        @return: whether a probe was unanswered, so that there may be room now
+            where there was none.
         """
         self._lastHeard = now
+        if self._probed is None:
+            return False
         self._probed = None
+        return True
 
     @property
     def wakeAt(self) -> float:
@@ -343,6 +396,16 @@ class Session:
         """
         if self.role is Role.CONNECTION_SERVER:
             return self._lastKeepAlive + self._quiet
+        # Without anything unanswered it is soon enough for what is sent from
+        # now on.
+        oldest = next(iter(self._sentAt.values()), self._lastWoken)
+        return min(self._silentAt, oldest + self._answerWithin)
+
+    @property
+    def _silentAt(self) -> float:
+        """
+        When the peer will have been silent for too long.
+        """
         if self._probed is not None:
             return self._probed + self._patience
         return self._lastHeard + self._quiet
@@ -351,26 +414,49 @@ class Session:
         """
         Time has passed.
         """
-        if self.phase is Phase.CLOSED or now < self.wakeAt:
+        if self.phase is Phase.CLOSED:
             return []
         if self.role is Role.CONNECTION_SERVER:
+            if now < self.wakeAt:
+                return []
             self._lastKeepAlive = now
             return [KeepAlive()]
+        self._lastWoken = now
+        outputs = self._overdue(now)
         if self._probed is None:
+            if outputs or now >= self._silentAt:
+                self._probed = now
+                outputs.append(Probe())
+        elif now >= self._silentAt:
+            # No second Dead: give the shell the same patience to act on this one.
             self._probed = now
-            return [Probe()]
-        # No second Dead: give the shell the same patience to act on this one.
-        self._probed = now
-        return [Dead()]
+            outputs.append(Dead())
+        return outputs
+
+    def _overdue(self, now: float) -> list[Output]:
+        """
+        Wait no longer for the answers that should have come by now.
+        """
+        late = []
+        for key, since in self._sentAt.items():
+            if since + self._answerWithin > now:
+                break
+            late.append(key)
+        outputs: list[Output] = []
+        for key in late:
+            message = self._take(key)
+            assert message is not None
+            outputs.append(Overdue(message))
+        return outputs
 
 
-def _drainingNack(message: DownstreamMessage) -> Nack:
+def _nack(message: DownstreamMessage, error: str, description: str) -> Nack:
     """
-    The answer to a new message on a stream that is being drained.
+    The answer to a message that this stream takes not, or not now.
     """
     return Nack(
-        from_=message.to,
+        from_=message.to or message.condition,
         message_id=message.message_id or "",
-        error="CONNECTION_DRAINING",
-        error_description="Connection is draining; send on another one",
+        error=error,
+        error_description=description,
     )

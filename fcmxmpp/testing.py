@@ -466,6 +466,11 @@ class ScriptedConnectionServer:
         """
         self.streams.append(stream)
 
+    def hasRoom(self, stream: ServerStream) -> None:
+        """
+        Nothing waits here.
+        """
+
     def acknowledged(self, stream: ServerStream, message: UpstreamMessage | Receipt) -> None:
         """
         Never called, as nothing is sent by way of the session.

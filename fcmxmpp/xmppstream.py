@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.words.protocols.jabber import xmlstream
 from twisted.words.protocols.jabber.error import StreamError, exceptionFromStreamError
 from twisted.words.xish import domish
+from zope.interface import implementer
 
 from fcmxmpp.elementstream import GCMStanza, StanzaElementStream, StreamRefused
 
@@ -25,6 +26,13 @@ __all__ = ["CLOSE_PATIENCE", "GCMStream"]
 CLOSE_PATIENCE = 10.0
 
 
+class IStreamTransport(ITCPTransport, IConsumer):
+    """
+    What a stream runs on; TLS over TCP, or what a test puts in its place.
+    """
+
+
+@implementer(IPushProducer)
 class GCMStream(xmlstream.XmlStream):
     """
     One XMPP stream, at either end.
@@ -32,6 +40,9 @@ class GCMStream(xmlstream.XmlStream):
     @ivar onGCM: is called with every L{GCMStanza}; none is expected before the
         login is complete.
     @ivar onBytes: is called when any bytes came.
+    @ivar onRoom: is called when L{full} ends.
+    @ivar full: whether the peer reads so slowly that nothing more should be
+        written that can wait or go another way.
     @ivar clock: for the timers of twisted.words, which would take the global
         reactor.
     @ivar malformedCondition: the stream error for what is not well-formed.
@@ -41,14 +52,16 @@ class GCMStream(xmlstream.XmlStream):
 
     #: The parser; None once the stream is listened to no more.
     stream: StanzaElementStream | None
-    #: What a stream runs on; TLS over TCP, or what a test puts in its place.
-    transport: ITCPTransport
+    transport: IStreamTransport
 
     def __init__(self, authenticator: xmlstream.Authenticator, clock: IReactorTime) -> None:
         super().__init__(authenticator)
         self.clock = clock
         self.onGCM: Callable[[GCMStanza], None] = self._unauthorized
         self.onBytes: Callable[[], None] = lambda: None
+        self.onRoom: Callable[[], None] = lambda: None
+        self.full = False
+        self._notesFull = False
         self._gathered: list[bytes] | None = None
         self._closing: IDelayedCall | None = None
 
@@ -98,6 +111,39 @@ class GCMStream(xmlstream.XmlStream):
         self.dispatch(Failure(error), xmlstream.STREAM_ERROR_EVENT)
         self.sendStreamError(StreamError(condition))
 
+    def noteFull(self) -> None:
+        """
+        From now on know when the peer reads too slowly.
+        """
+        self._notesFull = True
+        self.transport.registerProducer(self, True)
+
+    def _ignoreFull(self) -> None:
+        """
+        Do not care any more: a transport with a producer does not close.
+        """
+        if self._notesFull:
+            self._notesFull = False
+            self.transport.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        """
+        What is written piles up.
+        """
+        self.full = True
+
+    def resumeProducing(self) -> None:
+        """
+        What was written is out.
+        """
+        self.full = False
+        self.onRoom()
+
+    def stopProducing(self) -> None:
+        """
+        The connection is gone, which we are told by other means, too.
+        """
+
     def sendStreamError(self, streamError: StreamError) -> None:
         """
         End the stream with an error.
@@ -106,6 +152,7 @@ class GCMStream(xmlstream.XmlStream):
         is closed, and though more may stand in what is being parsed.
         """
         self.stream = None
+        self._ignoreFull()
         self.onGCM = lambda stanza: None
         super().sendStreamError(streamError)
         self.limitClose()
@@ -143,6 +190,7 @@ class GCMStream(xmlstream.XmlStream):
         if self._closing is None:
             if self._headerSent:
                 self.sendFooter()
+            self._ignoreFull()
             self.transport.loseConnection()
             self.limitClose()
 

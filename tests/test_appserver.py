@@ -274,7 +274,7 @@ class ServiceTests(AppServerCase):
         harness = self.makeAppServer(RecordingHandler(), start=False)
         self.assertEqual((0, []), (harness.network.attempts, harness.clock.getDelayedCalls()))
         harness.start()
-        self.assertEqual((1, [LinkReady(1)]), (harness.network.attempts, harness.observer.events))
+        self.assertEqual((1, [LinkReady(1, 1)]), (harness.network.attempts, harness.observer.events))
         self.assertTrue(harness.appServer.running)
 
     def test_parent(self) -> None:

@@ -112,6 +112,18 @@ class Settler:
         """
         self.told.append(("lost", protocol, [message.message_id for message in unanswered]))
 
+    def linkHasRoom(self, protocol: FCMClientProtocol) -> None:
+        """
+        See L{ISettles.linkHasRoom}.
+        """
+        self.told.append(("room", protocol))
+
+    def overdue(self, protocol: FCMClientProtocol, message: DownstreamMessage) -> None:
+        """
+        See L{ISettles.overdue}.
+        """
+        self.told.append(("overdue", protocol, message))
+
     def accepted(self, protocol: FCMClientProtocol, message: DownstreamMessage, ack: Ack) -> None:
         """
         See L{ISettles.accepted}.

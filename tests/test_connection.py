@@ -210,6 +210,7 @@ class Harness:
     @ivar network: what it connects by.
     @ivar observer: what it told.
     @ivar handlers: the handler of each generation.
+    @ivar drained: what to call to have the newest generation drained.
     """
 
     def __init__(self, network: Any, clock: Clock, random: Callable[[], float]) -> None:
@@ -226,10 +227,11 @@ class Harness:
             self.observer.observed,
         )
 
-    def makeHandler(self) -> NotingHandler:
+    def makeHandler(self, drained: Callable[[], None]) -> NotingHandler:
         """
         Make the handler of one generation.
         """
+        self.drained = drained
         self.handlers.append(NotingHandler())
         return self.handlers[-1]
 
@@ -384,7 +386,7 @@ class LoginTests(LinkCase):
         self.assertEqual(([], 0), (harness.observer.events, harness.link.generation))
         rest = self.say(harness, server, b'<iq type="result" id="%b"/>' % self.iqID(iq))
         self.assertEqual(b"", rest)
-        self.assertEqual(([LinkReady(1)], 1), (harness.observer.events, harness.link.generation))
+        self.assertEqual(([LinkReady(1, 1)], 1), (harness.observer.events, harness.link.generation))
         self.assertEqual(["made", "initialized"], harness.handlers[0].life)
 
     def test_manyMechanisms(self) -> None:
@@ -462,7 +464,7 @@ class LoginTests(LinkCase):
         """
         harness, factory = self.makeRaw()
         self.assertEqual(b"", self.bound(harness, factory.servers[0]))
-        self.assertEqual([LinkReady(1)], harness.observer.events)
+        self.assertEqual([LinkReady(1, 1)], harness.observer.events)
 
     def test_sessionOffered(self) -> None:
         """
@@ -477,9 +479,9 @@ class LoginTests(LinkCase):
             harness, factory = self.makeRaw()
             iq = self.bound(harness, factory.servers[0], SESSION)
             self.assertRegex(iq, rb"^<iq type=.set.[^>]*><session xmlns=[^>]*:xmpp-session./></iq>$")
-            self.assertEqual([LinkReady(1)], harness.observer.events)
+            self.assertEqual([LinkReady(1, 1)], harness.observer.events)
             self.assertEqual(b"", self.say(harness, factory.servers[0], answer % self.iqID(iq)))
-            self.assertEqual([LinkReady(1)], harness.observer.events)
+            self.assertEqual([LinkReady(1, 1)], harness.observer.events)
 
     def test_bindNotOffered(self) -> None:
         """
@@ -806,7 +808,7 @@ class DeadlineTests(LinkCase):
         self.assertEqual(1, harness.link.generation)
         self.assertEqual([], [call for call in harness.clock.getDelayedCalls() if "cancel" in str(call.func)])
         harness.network.advance(31)
-        self.assertEqual([LinkReady(1)], harness.observer.events)
+        self.assertEqual([LinkReady(1, 1)], harness.observer.events)
 
     def test_backoff(self) -> None:
         """

@@ -5,6 +5,7 @@ Tests for L{fcmxmpp.downstream}.
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 from weakref import ref
@@ -25,7 +26,7 @@ from fcmxmpp.interfaces import IResponsible
 from fcmxmpp.messages import Ack, Control, DownstreamMessage, Nack, Notification, Receipt, UpstreamMessage
 from fcmxmpp.server.stream import ServerStream
 from fcmxmpp.stanza import serverStanza, stanzaError
-from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork, ScriptedConnectionServer
+from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork, RecordingObserver, ScriptedConnectionServer
 
 
 @implementer(IResponsible)
@@ -78,7 +79,10 @@ class Harness:
         self.script = ScriptedConnectionServer()
         self.network = MemoryNetwork(self.clock, self.script.factory(self.clock))
         numbers = count(1)
-        self.sender = DownstreamSender(lambda: f"made-{next(numbers)}", limit)
+        self.observer = RecordingObserver()
+        self.sender = DownstreamSender(
+            lambda: f"made-{next(numbers)}", self.clock, lambda: 0.0, self.observer.observed, limit
+        )
         self.links: list[Link] = []
         self.protocols: list[ref[FCMClientProtocol]] = []
         self.outcomes: dict[str, list[Any]] = {}
@@ -101,13 +105,21 @@ class Harness:
         self.network.pump()
         return self.script.stream
 
-    def _makeProtocol(self) -> FCMClientProtocol:
+    def _makeProtocol(self, drained: Callable[[], None]) -> FCMClientProtocol:
         """
         Make the protocol object of one stream.
         """
-        protocol = FCMClientProtocol(_TakesNothing(), self.sender, self.clock)
+        protocol = FCMClientProtocol(
+            _TakesNothing(), self.sender, self.clock, drained=drained, number=len(self.links)
+        )
         self.protocols.append(ref(protocol))
         return protocol
+
+    def stop(self, grace: float = 0.0) -> Deferred[None]:
+        """
+        Stop the sender.
+        """
+        return Deferred.fromCoroutine(self.sender.stop(grace))
 
     def send(self, *messages: DownstreamMessage | str) -> None:
         """
@@ -178,7 +190,7 @@ class DownstreamCase(SynchronousTestCase):
         Assert that a sender and its links stop and leave nothing behind, and
         that every Deferred has fired once.
         """
-        harness.sender.stop()
+        harness.stop()
         for link in harness.links:
             stopped = link.stop()
             harness.network.pump()
@@ -438,10 +450,10 @@ class WindowTests(DownstreamCase):
         """
         By default ten thousand may wait.
         """
-        sender = DownstreamSender(lambda: "made")
+        sender = DownstreamSender(lambda: "made", Clock(), lambda: 0.0)
         results = [sender.send(to(f"m-{n}")) for n in range(10_000)]
         self.failureOf(sender.send(to("one-more")), QueueFull)
-        sender.stop()
+        self.successResultOf(Deferred.fromCoroutine(sender.stop(0.0)))
         for result in results:
             self.failureOf(result, Stopped)
 
@@ -755,7 +767,7 @@ class CancelTests(DownstreamCase):
         """
         harness = self.cancelSent()
         harness.send("m-2", "m-3")
-        harness.sender.stop()
+        harness.stop()
         self.assertEqual(["m-2", "m-3"], list(harness.outcomes))
 
     def test_timeout(self) -> None:
@@ -783,7 +795,7 @@ class StopTests(DownstreamCase):
         ids = [f"m-{n}" for n in range(102)]
         harness.send(*ids)
         harness.ack("m-0")
-        harness.sender.stop()
+        harness.stop()
         self.assertEqual(ids, list(harness.outcomes))
         self.assertEqual({Stopped}, {type(harness.outcomes[message_id][0]) for message_id in ids[1:]})
 
@@ -792,7 +804,7 @@ class StopTests(DownstreamCase):
         Nothing is taken afterwards.
         """
         harness = self.makeSender()
-        harness.sender.stop()
+        harness.stop()
         self.failureOf(harness.sender.send(to("m-1")), Stopped)
         self.failureOf(harness.sender.send(DownstreamMessage()), Stopped)
         self.assertEqual([], harness.sent())
@@ -806,7 +818,7 @@ class StopTests(DownstreamCase):
         again: list[Deferred[Ack]] = []
         result = harness.sender.send(to("m-1"))
         result.addErrback(lambda _: again.append(harness.sender.send(to("m-1"))))
-        harness.sender.stop()
+        harness.stop()
         self.failureOf(again[0], Stopped)
 
     def test_lateAnswer(self) -> None:
@@ -816,7 +828,7 @@ class StopTests(DownstreamCase):
         """
         harness = self.makeSender()
         harness.send("m-1", "m-2")
-        harness.sender.stop()
+        harness.stop()
         harness.ack("m-1")
         harness.answer(Nack(message_id="m-2", error="BAD_REGISTRATION"))
         harness.network.cut()
@@ -828,7 +840,7 @@ class StopTests(DownstreamCase):
         """
         harness = self.makeSender(links=0)
         harness.send("m-1", "m-2")
-        harness.sender.stop()
+        harness.stop()
         harness.connect()
         self.assertEqual([], harness.sent())
 
@@ -840,7 +852,7 @@ class StopTests(DownstreamCase):
         harness = self.makeSender()
         harness.send("m-1")
         harness.sent()
-        harness.sender.stop()
+        harness.stop()
         harness.network.cut()
         self.assertEqual([], harness.sent())
 
@@ -850,8 +862,8 @@ class StopTests(DownstreamCase):
         """
         harness = self.makeSender()
         harness.send("m-1")
-        harness.sender.stop()
-        harness.sender.stop()
+        harness.stop()
+        harness.stop()
         self.assertEqual(1, len(harness.outcomes["m-1"]))
 
 

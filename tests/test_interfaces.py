@@ -112,7 +112,7 @@ class ClaimsTests(SynchronousTestCase):
         """
         pair = connectedPair(RecordingHandler())
         delivery = UpstreamDelivery(RecordingHandler(), Policy(), Clock(), lambda: 0.0)
-        sender = DownstreamSender(lambda: "made")
+        sender = DownstreamSender(lambda: "made", Clock(), lambda: 0.0)
         protocol = FCMClientProtocol(delivery, sender, Clock())
         for interface, provider in (
             (IDownstreamSender, pair.appServer),

@@ -351,10 +351,12 @@ class RecordingObserverTests(SynchronousTestCase):
         """
         observer = RecordingObserver()
         verifyObject(ISessionObserver, observer)
-        events = [LinkReady(1), Arrived(upstream("m-1")), LinkReady(2)]
+        events = [LinkReady(1, 1), Arrived(upstream("m-1")), LinkReady(1, 2)]
         for event in events:
             observer.observed(event)
-        self.assertEqual((events, [LinkReady(1), LinkReady(2)]), (observer.events, observer.of(LinkReady)))
+        self.assertEqual(
+            (events, [LinkReady(1, 1), LinkReady(1, 2)]), (observer.events, observer.of(LinkReady))
+        )
 
 
 class ConnectedPairTests(SynchronousTestCase):

@@ -10,9 +10,9 @@ front, in its order, if the stream is lost before the ACK.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -20,17 +20,22 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.words.protocols.jabber.error import StreamError
 
+from fcmxmpp.errors import NotSendable
 from fcmxmpp.messages import (
     MAX_DATA_BYTES,
     MAX_UPSTREAM_TTL,
+    RECEIPT_SENDER,
     Ack,
     DownstreamMessage,
     Nack,
     Receipt,
+    ReceiptData,
     UpstreamMessage,
 )
 from fcmxmpp.server.registry import Device, LoginGuard, Registry
+from fcmxmpp.server.script import Script
 from fcmxmpp.server.stream import ServerStream
+from fcmxmpp.validation import checkSendable
 from fcmxmpp.window import Queue
 
 
@@ -49,12 +54,12 @@ SWEEP = 60.0
 
 class _Entrusted:
     """
-    A message that a device has entrusted to us.
+    A message that a device has entrusted to us, or a receipt.
     """
 
     __slots__ = ("devices", "expires", "message")
 
-    def __init__(self, message: UpstreamMessage, expires: float) -> None:
+    def __init__(self, message: UpstreamMessage | Receipt, expires: float) -> None:
         self.message = message
         self.expires = expires
         #: Whom to tell; more than one entry if it was sent more than once.
@@ -114,6 +119,7 @@ class ConnectionServer(Service):
     @ivar registry: who may log in, and the devices.
     @ivar factory: for the endpoint on which app servers connect.
     @ivar statistics: what was counted.
+    @ivar script: what it does on request.
     """
 
     def __init__(
@@ -121,8 +127,17 @@ class ConnectionServer(Service):
         registry: Registry,
         clock: IReactorTime,
         randomBytes: Callable[[int], bytes] = os.urandom,
+        receipts: bool = False,
     ) -> None:
+        """
+        @param receipts: whether to send delivery receipts where they are asked
+            for; Google's server stopped that in 2019.
+        """
         self.registry = registry
+        self.script = Script()
+        self._receipts = receipts
+        # The answers that the script delays.
+        self._late: list[IDelayedCall] = []
         self.guard = LoginGuard()
         self.factory = _Factory(self, clock)
         self.statistics = Statistics()
@@ -311,6 +326,13 @@ class ConnectionServer(Service):
         sender.streams.append(stream)
         self._route(sender)
 
+    def hasRoom(self, stream: ServerStream) -> None:
+        """
+        A stream takes more again.
+        """
+        assert stream.senderID is not None
+        self._route(self._sender(stream.senderID))
+
     def acknowledged(self, stream: ServerStream, message: UpstreamMessage | Receipt) -> None:
         """
         A message has been taken over: tell the device, and send the next.
@@ -341,28 +363,106 @@ class ConnectionServer(Service):
         sender.queue.giveBack(again)
         self._route(sender)
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack | Deferred[Ack | Nack]:
         """
-        An app server sent a message: give it to the device.
+        An app server sent a message: see what is wrong with it, and give it to
+        the device.
         """
-        assert message.message_id is not None
+        assert stream.senderID is not None
+        rule = self.script.ruleFor(message)
+        if rule is None:
+            return self._accept(stream.senderID, message)
+        if rule.drain is not None:
+            stream.drain(rule.drain)
+            return _nack(message, "CONNECTION_DRAINING", "Send on another connection")
+        answer: Deferred[Ack | Nack] = Deferred()
+        if rule.delay is None:
+            return answer
+        if rule.error is not None:
+            result: Ack | Nack = _nack(message, rule.error, "")
+        else:
+            result = self._accept(stream.senderID, message)
+        if rule.registration_id is not None:
+            result = structs.replace(result, registration_id=rule.registration_id)
+        if not rule.delay:
+            return result
+        self._late = [call for call in self._late if call.active()]
+        self._late.append(self._clock.callLater(rule.delay, answer.callback, result))
+        return answer
+
+    def _accept(self, senderID: str, message: DownstreamMessage) -> Ack | Nack:
+        """
+        The same, without a script.
+        """
         to = message.to
-        error = None
-        if (to is None) == (message.condition is None):
-            error = ("INVALID_JSON", "InvalidParameters: exactly one of to and condition must be given")
-        elif to is not None and not to.startswith("/topics/"):
+        try:
+            checkSendable(message)
+        except NotSendable as error:
+            description = f'InvalidParameters : Field "{error.field}" {error.reason}'
+            return _nack(message, "INVALID_JSON", description)
+        if to is not None and not to.startswith("/topics/"):
             device = self.registry.device(to)
             if device is None:
-                error = ("BAD_REGISTRATION", f"Invalid token on 'to' field: {to}")
-            elif device.senderID != stream.senderID:
-                error = ("SENDER_ID_MISMATCH", "The token belongs to another sender")
-            elif not message.dry_run:
+                return _nack(message, "BAD_REGISTRATION", f"Invalid token on 'to' field: {to}")
+            if device.senderID != senderID:
+                return _nack(message, "SENDER_ID_MISMATCH", "The token belongs to another sender")
+            if not message.dry_run:
                 device.callbacks.messageReceived(message)
-        if error is not None:
-            return Nack(
-                from_=to or "", message_id=message.message_id, error=error[0], error_description=error[1]
-            )
-        return Ack(from_=to or message.condition, message_id=message.message_id)
+                if self._receipts and message.delivery_receipt_requested:
+                    self._sendReceipt(device, message)
+        return Ack(from_=to or message.condition, message_id=message.message_id or "")
+
+    def _sendReceipt(self, device: Device, message: DownstreamMessage) -> None:
+        """
+        Tell the app server that the device has its message.
+        """
+        now = self._clock.seconds()
+        receipt = Receipt(
+            category=device.category,
+            data=ReceiptData(
+                message_status="MESSAGE_SENT_TO_DEVICE",
+                original_message_id=message.message_id or "",
+                device_registration_id=device.token,
+                message_sent_timestamp=str(int(now * 1000)),
+            ),
+            message_id=f"dr2:{message.message_id}",
+            time_to_live=0,
+            from_=RECEIPT_SENDER,
+        )
+        sender = self._sender(device.senderID)
+        if receipt.key in sender.entrusted or sender.queue.full:
+            # The same message again, or an app server that is long gone: the
+            # protocol does not promise receipts.
+            return
+        entrusted = _Entrusted(receipt, now + MAX_UPSTREAM_TTL)
+        sender.entrusted[receipt.key] = entrusted
+        sender.queue.append(receipt.key, entrusted)
+        self._route(sender)
+
+    def drain(self, grace: float = 10.0, streams: Iterable[ServerStream] | None = None) -> None:
+        """
+        Announce the end of connections, and end them later, as if for load
+        balancing.  Until then ACKs are taken, and what app servers send is
+        refused with C{CONNECTION_DRAINING}.
+
+        @param grace: seconds until the end.
+        @param streams: which; all that are logged in, if not given.
+        """
+        for stream in list(self.streams() if streams is None else streams):
+            stream.drain(grace)
+
+    def streams(self, senderID: str | None = None) -> list[ServerStream]:
+        """
+        The streams that are logged in, those that are being drained included.
+
+        @param senderID: only those of this sender.
+        """
+        return [
+            stream
+            for known, sender in self._senders.items()
+            if senderID in (None, known)
+            for stream in sender.streams
+        ]
 
     def dropConnections(self) -> None:
         """
@@ -380,6 +480,9 @@ class ConnectionServer(Service):
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+        for call in self._late:
+            if call.active():
+                call.cancel()
         closed: Deferred[None] = Deferred()
         if not self._connections:
             closed.callback(None)
@@ -388,3 +491,15 @@ class ConnectionServer(Service):
         for stream in list(self._connections):
             stream.sendStreamError(StreamError("system-shutdown"))
         return closed
+
+
+def _nack(message: DownstreamMessage, error: str, description: str) -> Nack:
+    """
+    The refusal of a message.
+    """
+    return Nack(
+        from_=message.to or message.condition or "",
+        message_id=message.message_id or "",
+        error=error,
+        error_description=description,
+    )

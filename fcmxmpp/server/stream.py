@@ -10,6 +10,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -86,16 +87,21 @@ class IRoutes(Protocol):
         A stream is logged in.
         """
 
+    def hasRoom(self, stream: ServerStream) -> None:
+        """
+        A stream that took too little takes more again.
+        """
+
     def acknowledged(self, stream: ServerStream, message: UpstreamMessage | Receipt) -> None:
         """
         The app server acknowledged a message that was sent on this stream.
         """
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack | Deferred[Ack | Nack]:
         """
         The app server sent a message.
 
-        @return: the answer.
+        @return: the answer, or what fires with it.
         """
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
@@ -142,6 +148,7 @@ class ServerStream(GCMStream):
         self._routes = routes
         self._await: Callable[[domish.Element], None] = self._auth
         self._timer: IDelayedCall | None = None
+        self._draining: IDelayedCall | None = None
         self._domain = "gcm.googleapis.com"
 
     # Logging in.
@@ -302,6 +309,8 @@ class ServerStream(GCMStream):
         self.onGCM = self._stanzaReceived
         self._cancelTimer()
         self._setTimer()
+        self.onRoom = lambda: self._routes.hasRoom(self)
+        self.noteFull()
         self._routes.ready(self)
 
     def _other(self, element: domish.Element) -> None:
@@ -371,7 +380,12 @@ class ServerStream(GCMStream):
             self._routes.acknowledged(self, output.message)
         elif isinstance(output, Received):
             assert isinstance(output.message, DownstreamMessage)
-            self.answer(self._routes.accept(self, output.message))
+            answer = self._routes.accept(self, output.message)
+            if isinstance(answer, Deferred):
+                answer.addCallback(self.answer)
+                answer.addErrback(_bug)
+            else:
+                self.answer(answer)
         elif isinstance(output, KeepAlive):
             self.write(b" ")
         elif isinstance(output, Lost):
@@ -384,7 +398,7 @@ class ServerStream(GCMStream):
         """
         How many messages may be delivered on this stream now.
         """
-        return 0 if self.session is None or self.closing else self.session.room
+        return 0 if self.session is None or self.closing or self.full else self.session.room
 
     @property
     def unanswered(self) -> int:
@@ -398,7 +412,7 @@ class ServerStream(GCMStream):
         Send a message, for which there has to be L{room}.
         """
         assert self.session is not None
-        for output in self.session.send(message):
+        for output in self.session.send(message, self.clock.seconds()):
             self._carryOut(output)
 
     def answer(self, answer: Ack | Nack) -> None:
@@ -408,6 +422,22 @@ class ServerStream(GCMStream):
         assert self.session is not None
         for output in self.session.answer(answer):
             self._carryOut(output)
+
+    def drain(self, grace: float) -> None:
+        """
+        Announce the end of this stream, and end it later.  Until then what the
+        app server sends is refused, and its ACKs are taken.
+
+        @param grace: seconds until the end.
+        """
+        if self.session is None:
+            self.close()
+            return
+        outputs = self.session.drain()
+        for output in outputs:
+            self._carryOut(output)
+        if outputs:
+            self._draining = self.clock.callLater(grace, self.close)
 
     def _setTimer(self) -> None:
         """
@@ -429,8 +459,9 @@ class ServerStream(GCMStream):
         """
         Have nothing happen by itself any more.
         """
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        for call in (self._timer, self._draining):
+            if call is not None and call.active():
+                call.cancel()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
@@ -442,6 +473,13 @@ class ServerStream(GCMStream):
         if self.session is not None:
             for output in self.session.lost():
                 self._carryOut(output)
+
+
+def _bug(failure: Failure) -> None:
+    """
+    An answer could not be found, or not be written.
+    """
+    _log.failure("answering a downstream message failed", failure)
 
 
 def _ignore(_: object) -> None:
