@@ -222,7 +222,7 @@ class Session:
         window: int = WINDOW,
         quiet: float = 60.0,
         patience: float = 30.0,
-        answerWithin: float = 60.0,
+        answerWithin: float = 120.0,
     ) -> None:
         """
         @param now: the time, in seconds on any clock that does not go back;
@@ -233,7 +233,9 @@ class Session:
             as often.
         @param patience: seconds that a probe may stay without an answer.
         @param answerWithin: seconds that the app server's end waits for the
-            answer to a message; the connection server's end waits for ever,
+            answer to a message.  It is longer than it takes to find a dead
+            peer, so that what was sent to one goes to the next instead of
+            being given up.  The connection server's end waits for ever,
             because handlers may take long.
         """
         self.role = role
