@@ -20,6 +20,8 @@ from msgspec import Meta, Struct, field
 __all__ = [
     "MAX_DATA_BYTES",
     "MAX_DOWNSTREAM_TTL",
+    "MAX_ID_BYTES",
+    "MAX_TOPIC_DATA_BYTES",
     "MAX_UPSTREAM_TTL",
     "RECEIPT_SENDER",
     "WINDOW",
@@ -39,6 +41,11 @@ __all__ = [
 
 #: Bytes of UTF-8 that the keys and values of one message's data may take.
 MAX_DATA_BYTES = 4096
+#: The same for a downstream message to a topic or a condition.
+MAX_TOPIC_DATA_BYTES = 2048
+#: Bytes of UTF-8 that a C{message_id} may take: with the largest data it has
+#: to fit into one stanza.
+MAX_ID_BYTES = 1024
 #: The longest C{time_to_live} of a device's message, in seconds (24 hours).
 MAX_UPSTREAM_TTL = 86_400
 #: The longest C{time_to_live} of a downstream message, in seconds (4 weeks).
