@@ -52,6 +52,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     @ivar sendAPIToken: what its clients have to show.
     @ivar webhookToken: what a webhook is shown.
     @ivar demo: whether to run the demonstration and end.
+    @ivar daemon: whether twistd puts the process into the background.
     @ivar announce: whether to print where the embedded server listens, too,
         because the log goes elsewhere.
     """
@@ -67,6 +68,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     handler: str
     policy: Policy
     grace: float
+    daemon: bool
     announce: bool
 
 
@@ -240,6 +242,7 @@ class Options(usage.Options):
             handler=handler,
             policy=self._policy(),
             grace=grace,
+            daemon=daemon,
             announce=self._chooseLog(daemon, demo),
         )
 

@@ -243,6 +243,7 @@ class _SendAPI(SendAPI):
     def __init__(self, settings: Settings, sender: IDownstreamSender, reactor: Any) -> None:
         self._description = settings.sendAPI or ""
         self._alsoPrint = settings.announce
+        self._daemon = settings.daemon
         endpoint = _makeListener(reactor, self._description, settings.sendAPIToken)
         super().__init__(endpoint, sender, reactor, lambda: str(uuid4()), settings.sendAPIToken)
 
@@ -252,6 +253,9 @@ class _SendAPI(SendAPI):
 
         @raise SystemExit: if that is impossible.  Nothing has been started yet,
             so nothing is left behind.
+        @raise CannotListenError: the same for a daemon: who has started it
+            waits until its twistd has told how that went, and so would for
+            ever.
         """
         try:
             super().privilegedStartService()
@@ -261,6 +265,8 @@ class _SendAPI(SendAPI):
             _log.critical("--send-api {where}: cannot listen: {why}", where=self._description, why=why)
             if self._alsoPrint:
                 _printError(f"twistd fcm-xmpp: --send-api {self._description}: cannot listen: {why}")
+            if self._daemon:
+                raise
             raise SystemExit(1) from None
 
 
