@@ -165,12 +165,13 @@ class SendResource(Resource):
         except _Refused as refused:
             answer = refused.answer
         except Exception as error:
-            if request not in self._open:
-                # The client has hung up, and so this has been cancelled.
-                return
-            # Without its text, which may quote the message.
-            _log.failure("a request to send failed", Failure(FCMError(type(error).__name__)))
+            if request in self._open:
+                # Without its text, which may quote the message.
+                _log.failure("a request to send failed", Failure(FCMError(type(error).__name__)))
             answer = _Answer(500, _error("a fault of the app server; see its log"))
+        if request not in self._open:
+            # The client has hung up, and so this has been cancelled.
+            return
         body = _encode(answer.value) + b"\n"
         request.setResponseCode(answer.status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **answer.headers}

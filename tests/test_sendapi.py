@@ -6,6 +6,7 @@ Real sockets are in test_commandline.py.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -323,6 +324,23 @@ class AnswerTests(APICase):
             client.protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(["new-1"], self.sender.cancelled)
         self.assertEqual([], events)
+
+    def test_hungUpAndAnswered(self) -> None:
+        """
+        So it is if the sender answers even then.
+        """
+
+        @implementer(IDownstreamSender)
+        class Answers:
+            def send(self, message: DownstreamMessage) -> Deferred[Ack]:
+                return Deferred(lambda result: result.errback(Stopped("withdrawn")))
+
+        client = Client(self.made(sender=Answers()))
+        client.ask()
+        with capturedLogs() as events:
+            client.protocol.connectionLost(Failure(ConnectionDone()))
+            gc.collect()
+        self.assertEqual(([], None), (events, client.response))
 
     def test_realSender(self) -> None:
         """
