@@ -17,6 +17,7 @@ from zope.interface import implementer
 from fcmxmpp.errors import FCMError, HandlerUnavailable
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
+from fcmxmpp.validation import isReserved
 
 
 __all__ = ["AppendedFile", "Echo", "JSONLines", "asJSON", "sendAndForget"]
@@ -235,12 +236,5 @@ class Echo:
         returns would have its ACK wait for another one, that of the answer,
         and an answer that is refused would have the message handled again.
         """
-        data = {key: value for key, value in message.data.items() if not _isReserved(key)}
+        data = {key: value for key, value in message.data.items() if not isReserved(key)}
         sendAndForget(self._sender, DownstreamMessage(to=message.from_, data=data), message)
-
-
-def _isReserved(key: str) -> bool:
-    """
-    Whether FCM refuses this key in the data of a downstream message.
-    """
-    return key in ("from", "message_type") or key.startswith(("google", "gcm"))

@@ -32,7 +32,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp import __version__
 from tests.certificates import authority
-from tests.checkout import childEnvironment, script
+from tests.checkout import CHECKOUT, childEnvironment, script
 
 
 #: Seconds that a process may take for what it is waited for.
@@ -898,6 +898,28 @@ class WebhookTests(CommandLineCase):
         self.assertEqual("", child.out)
         for secret in ("EXAMPLE-TOKEN", "secret", "thanks", "embedded-device"):
             self.assertNotIn(secret, child.err)
+
+    def test_README(self) -> None:
+        """
+        The two commands of the README for other languages work together: the
+        message of the device is POSTed, and what curl sends is accepted.
+        """
+        text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+        blocks = [block.replace("\\\n", " ") for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text)]
+        (run,) = [shlex.split(block) for block in blocks if "--send-api unix:send.sock" in block]
+        (send,) = [shlex.split(block) for block in blocks if "--unix-socket send.sock" in block]
+        self.assertEqual(["twistd", "-n", "fcm-xmpp"], run[:3])
+        port, posted = self.served()
+        child = self.twistd(*[word.replace(":8000/", f":{port}/") for word in run[3:]])
+        self.assertEqual("/fcm", posted.get(timeout=PATIENCE)[0])
+        child.until("the send API listens on ")
+        curl = shutil.which("curl")
+        if curl is not None:
+            done = subprocess.run(
+                [curl, "--silent", *send[1:]], cwd=self.cwd, capture_output=True, check=True, timeout=PATIENCE
+            )
+            self.assertEqual("ack", json.loads(done.stdout)["ack"]["message_type"])
+        self.stopped(child)
 
     def test_HTTPS(self) -> None:
         """

@@ -385,7 +385,7 @@ class EchoTests(SynchronousTestCase):
         Keys that FCM reserves are left out, those that only look like it stay.
         """
         sender = Sender()
-        reserved = ["from", "message_type", "google", "google.ttl", "googlex", "gcm", "gcm.n", "gcmx"]
+        reserved = ["from", "google", "google.ttl", "googlex", "gcm", "gcm.n", "gcmx"]
         good = ["From", "sender_from", "my.google", "googly", "collapse_key"]
         Echo(sender).messageReceived(message(data=dict.fromkeys(reserved + good, "v")))
         self.assertEqual(good, list(sender.sent[0][0].data))

@@ -150,6 +150,9 @@ class CommandTests(SynchronousTestCase):
         commands = [" ".join(block.replace("\\\n", " ").split()) for block in blocks("sh")]
         real = [command for command in commands if "push.example.org" in command]
         self.assertEqual(1, len(real))
+        # Run, word by word, by test_commandline.WebhookTests.test_README.
+        real += [command for command in commands if "send.sock" in command]
+        self.assertEqual(3, len(real))
         self.assertEqual(sorted(runBy), sorted(set(commands) - set(real)))
         for command, where in runBy.items():
             text = (CHECKOUT / where).read_text(encoding="utf-8")
@@ -179,6 +182,8 @@ class CommandTests(SynchronousTestCase):
         known = {f"--{parameter[0]}" for parameter in Options.optParameters + Options.optFlags}
         # These two are twistd's.
         known |= {"--help", "--pidfile"}
+        # And this is curl's.
+        known |= {"--unix-socket"}
         named = set(re.findall(r"--[a-z][a-z-]+", README))
         self.assertEqual(set(), named - known)
         self.assertTrue(named)
