@@ -22,7 +22,7 @@ from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.downstream import MAX_QUEUE, DownstreamSender
 from fcmxmpp.errors import MalformedPayload
-from fcmxmpp.interfaces import IResponsible
+from fcmxmpp.interfaces import IResponsible, Refused
 from fcmxmpp.messages import (
     Ack,
     Control,
@@ -245,6 +245,13 @@ class Harness:
         """
         (outcome,) = self.outcomes[message_id]
         return type(outcome)
+
+    @property
+    def delays(self) -> list[float]:
+        """
+        The delays that the refusals so far have brought.
+        """
+        return [event.retryIn for event in self.observer.of(Refused)]
 
     @property
     def leftovers(self) -> tuple[int, ...]:
