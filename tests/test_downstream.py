@@ -599,7 +599,7 @@ class NotSendableTests(DownstreamCase):
         Nor can what has no JSON form; the Deferred fails, C{send} does not
         raise.
         """
-        self.assertNotSendable(to("m-1", data={"k": object()}), "data")  # type: ignore[dict-item]
+        self.assertNotSendable(to("m-1", data={"k": object()}), "data")
 
     def test_noMessage(self) -> None:
         """

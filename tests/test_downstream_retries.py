@@ -664,3 +664,15 @@ class EventTests(DownstreamCase):
         self.failureOf(harness.sender.send(to("m-2")), QueueFull)
         harness.cancel("m-1")
         self.assertEqual([], harness.observer.events)
+
+    def test_nobody(self) -> None:
+        """
+        There may be no observer.
+        """
+        harness = self.makeSender()
+        self.patch(harness.sender, "_observe", None)
+        harness.send("m-1")
+        harness.nack("SERVICE_UNAVAILABLE", "m-1")
+        harness.advance(2)
+        harness.ack("m-1")
+        self.assertEqual((["m-1"] * 2, Ack), (harness.sent(), harness.outcome("m-1")))
