@@ -109,12 +109,6 @@ class Queue(Generic[K, T]):
         """
         return len(self._waiting)
 
-    def __contains__(self, key: K) -> bool:
-        """
-        Whether the message with this key waits.
-        """
-        return key in self._waiting
-
     @property
     def full(self) -> bool:
         """
@@ -142,25 +136,11 @@ class Queue(Generic[K, T]):
             self._waiting[key] = item
             self._waiting.move_to_end(key, last=False)
 
-    def first(self) -> tuple[K, T] | None:
-        """
-        The message that has waited longest, left where it is.
-        """
-        for pair in self._waiting.items():
-            return pair
-        return None
-
     def take(self) -> T | None:
         """
         Take out the message that has waited longest.
         """
         return self._waiting.popitem(last=False)[1] if self._waiting else None
-
-    def remove(self, key: K) -> T | None:
-        """
-        Take out the message with this key, wherever it stands.
-        """
-        return self._waiting.pop(key, None)
 
     def clear(self) -> list[T]:
         """

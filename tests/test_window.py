@@ -120,8 +120,8 @@ class QueueTests(SynchronousTestCase):
         """
         queue: Queue[str, str] = Queue(3)
         self.assertEqual(
-            (len(queue), queue.first(), queue.take(), queue.remove("a"), queue.clear()),
-            (0, None, None, None, []),
+            (len(queue), queue.take(), queue.clear()),
+            (0, None, []),
         )
 
     def test_firstInFirstOut(self) -> None:
@@ -129,14 +129,6 @@ class QueueTests(SynchronousTestCase):
         Messages leave in the order they came.
         """
         self.assertEqual([self.queue.take(), self.queue.take()], ["message a", "message b"])
-
-    def test_first(self) -> None:
-        """
-        Looking at the first message leaves it where it is.
-        """
-        self.assertEqual(self.queue.first(), ("a", "message a"))
-        self.assertEqual(self.queue.first(), ("a", "message a"))
-        self.assertEqual(len(self.queue), 2)
 
     def test_full(self) -> None:
         """
@@ -147,7 +139,7 @@ class QueueTests(SynchronousTestCase):
         self.assertTrue(self.queue.full)
         error = self.assertRaises(ValueError, self.queue.append, "d", "message d")
         self.assertEqual(str(error), "the queue is full")
-        self.assertNotIn("d", self.queue)
+        self.assertEqual(self.queue.clear(), ["message a", "message b", "message c"])
 
     def test_twice(self) -> None:
         """
@@ -156,14 +148,6 @@ class QueueTests(SynchronousTestCase):
         error = self.assertRaises(ValueError, self.queue.append, "a", "another a")
         self.assertEqual(str(error), "this key waits already")
         self.assertEqual(self.queue.take(), "message a")
-
-    def test_remove(self) -> None:
-        """
-        A message can be taken out wherever it stands.
-        """
-        self.assertEqual(self.queue.remove("b"), "message b")
-        self.assertNotIn("b", self.queue)
-        self.assertEqual(self.queue.clear(), ["message a"])
 
     def test_giveBack(self) -> None:
         """
@@ -308,15 +292,6 @@ class QueueMachine(RuleBasedStateMachine):
         expected = self.model.pop(0)[1] if self.model else None
         assert self.queue.take() == expected
 
-    @rule(key=keys)
-    def remove(self, key: int) -> None:
-        """
-        A message is called off, if it is there.
-        """
-        expected = dict(self.model).get(key)
-        self.model = [pair for pair in self.model if pair[0] != key]
-        assert self.queue.remove(key) == expected
-
     @rule()
     def clear(self) -> None:
         """
@@ -333,8 +308,6 @@ class QueueMachine(RuleBasedStateMachine):
         """
         assert len(self.queue) == len(self.model)
         assert self.queue.full is (len(self.model) >= self.limit)
-        assert self.queue.first() == (self.model[0] if self.model else None)
-        assert [key for key in range(10) if key in self.queue] == sorted(key for key, _ in self.model)
 
 
 class ModelTests(SynchronousTestCase):
