@@ -148,8 +148,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             this stream, so that another one is needed.
         @param number: which link this stream is of, from 1.
         """
-        self.number = number
         super().__init__()
+        self.number = number
         self._responsible = responsible
         self._settles = settles
         self._clock = clock
@@ -203,7 +203,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         assert self.session is not None
         if stanza.attributes.get("type") == "error":
             # Without its <error> it says neither what nor why.
-            _log.warn("ignored a stanza error without a condition")
+            _log.warn("link {link}: ignored a stanza error without a condition", link=self.number)
             return
         try:
             message = decodeFromConnectionServer(stanza.text)
@@ -230,12 +230,16 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         if error is None:
             stanza = payloadOf(element)
             if stanza is None:
-                _log.warn("ignored a message stanza without a payload of this protocol")
+                _log.warn(
+                    "link {link}: ignored a message stanza without a payload of this protocol",
+                    link=self.number,
+                )
             else:
                 self._stanzaReceived(stanza)
             return
         _log.warn(
-            "the connection server answered with a stanza error: {code} {condition}",
+            "link {link}: the connection server answered with a stanza error: {code} {condition}",
+            link=self.number,
             code=error.code,
             condition=error.condition,
         )
@@ -292,13 +296,18 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
                 if self._stream is not None:
                     self._stream.write(_PING)
             elif isinstance(output, Dead):
-                _log.warn("the connection server is silent; giving this link up")
+                _log.warn(
+                    "link {link}: the connection server is silent; giving the stream up", link=self.number
+                )
                 if self._stream is not None:
                     self._stream.abort()
             elif isinstance(output, Foreign):
-                _log.info("ignored an answer to no message of this link")
+                _log.info("link {link}: ignored an answer to no message of this stream", link=self.number)
             elif isinstance(output, Ignored):
-                _log.info("ignored a message of a type that this version does not know")
+                _log.info(
+                    "link {link}: ignored a message of a type that this version does not know",
+                    link=self.number,
+                )
 
     def _chain(self, taken: Deferred[None], ack: UpstreamAck) -> None:
         """

@@ -486,21 +486,28 @@ class StopTests(AppServerCase):
 
     def test_openSends(self) -> None:
         """
-        Sends without an answer fail when the handlers are done, and nothing is
-        sent afterwards.
+        What was sent is waited for as long as the handlers are: one grace for
+        both.  What is not answered by then fails, and nothing more is sent.
         """
         result: Deferred[None] = Deferred()
-        harness = self.makeAppServer(RecordingHandler(lambda _: result))
+        harness = self.makeAppServer(RecordingHandler(lambda _: result), grace=10)
         harness.deliver("m-1")
-        sent = harness.appServer.send(DownstreamMessage(to="tok-A"))
+        sent = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="m-2"))
+        late = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="m-3"))
         stopped = harness.appServer.stopService()
-        harness.network.pump()
-        self.assertNoResult(sent)
+        harness.network.advance(4)
         result.callback(None)
-        self.failureResultOf(sent, Stopped)
-        harness.network.pump()
-        self.successResultOf(stopped)
         self.failureResultOf(harness.appServer.send(DownstreamMessage(to="tok-A")), Stopped)
+        self.assertNoResult(sent)
+        harness.script.deliver(Ack(message_id="m-2"))
+        harness.network.pump()
+        self.assertEqual("m-2", self.successResultOf(sent).message_id)
+        harness.network.advance(6 - 2**-10)
+        self.assertNoResult(late)
+        self.assertNoResult(stopped)
+        harness.network.advance(2**-10)
+        self.failureResultOf(late, Stopped)
+        self.successResultOf(stopped)
 
     def test_withoutAConnection(self) -> None:
         """

@@ -721,7 +721,9 @@ class ConversationTests(LoopbackCase):
         self.assertEqual(["m-1", "m-2"], self.handler.ids)
         self.assertEqual([fresh], self.watched.open)
         self.assertEqual(1, fresh.received.count(b'"ack"'))
-        self.assertIn("the connection server is silent; giving this link up", self.logged("fcmxmpp.client"))
+        self.assertIn(
+            "link 1: the connection server is silent; giving the stream up", self.logged("fcmxmpp.client")
+        )
 
     async def test_serverStops(self) -> None:
         """

@@ -134,12 +134,18 @@ class Service:
         """
         self.told.append(("acknowledged", message))
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+    def hasRoom(self, stream: ServerStream) -> None:
+        """
+        See L{IRoutes.hasRoom<fcmxmpp.server.stream.IRoutes.hasRoom>}.
+        """
+        self.told.append("room")
+
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
         See L{IRoutes.accept<fcmxmpp.server.stream.IRoutes.accept>}.
         """
         self.told.append(("accept", message))
-        return self.answer
+        stream.answer(self.answer)
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
         """
@@ -561,7 +567,7 @@ class SASLTests(StreamCase):
             harness, _ = self.attempt(auth(plain(key="wrong-key")))
             harness.clock.advance(1)
         logged = "".join(eventAsText(event) + eventAsJSON(event) for event in events)
-        self.assertIn("refused a login: not-authorized", logged)
+        self.assertIn("refused a login from 192.0.2.1: not-authorized", logged)
         for secret in ("wrong-key", plain(key="wrong-key").decode()):
             self.assertNotIn(secret, logged)
 
