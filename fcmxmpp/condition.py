@@ -21,6 +21,8 @@ __all__ = ["MAX_TOPICS", "TOPIC_NAME", "Condition", "parse"]
 
 #: How many different topics one condition may name.
 MAX_TOPICS = 5
+#: How long a condition may be: it has room for five topics of the longest names.
+_MAX_LENGTH = 8192
 #: The regular expression of a topic's name.
 TOPIC_NAME = r"[a-zA-Z0-9_.~%-]{1,900}"
 
@@ -111,6 +113,8 @@ def parse(text: str) -> Condition:
     @raise NotSendable: if it is none.  The reason says what must stand at
         which character, counted from 1; it does not quote the text.
     """
+    if len(text) > _MAX_LENGTH:
+        raise NotSendable("condition", f"must not have more than {_MAX_LENGTH} characters")
     tables: dict[str, int] = {}
     groups = [_Group(False)]
     # Whether an operand has just ended.

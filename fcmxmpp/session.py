@@ -266,6 +266,14 @@ class Session:
         """
         return len(self._window)
 
+    @property
+    def owed(self) -> int:
+        """
+        As connection server: how many messages have been received and not
+        answered.
+        """
+        return self._owed
+
     def isUnanswered(self, message: Sendable) -> bool:
         """
         Whether this message was sent here and its answer is still to come.

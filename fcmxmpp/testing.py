@@ -105,6 +105,7 @@ class MemoryNetwork:
     @ivar silent: while true, connections are made but carry no byte, and
         neither end hears of what the other does: a network that lost its
         route.
+    @ivar hold: while true, connecting takes until L{release}.
     @ivar attempts: how often a connection was asked for.
     """
 
@@ -114,6 +115,8 @@ class MemoryNetwork:
         self._pumps: list[IOPump] = []
         self.refuse = False
         self.silent = False
+        self.hold = False
+        self._held: list[tuple[Deferred[Any], IProtocolFactory]] = []
         self.attempts = 0
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
@@ -123,6 +126,26 @@ class MemoryNetwork:
         self.attempts += 1
         if self.refuse:
             return fail(ConnectionRefusedError())
+        if self.hold:
+            connecting: Deferred[Any] = Deferred()
+            self._held.append((connecting, protocolFactory))
+            return connecting
+        return succeed(self._connected(protocolFactory))
+
+    def release(self) -> None:
+        """
+        Make the connections that were held, and hold no more.
+        """
+        self.hold = False
+        held, self._held = self._held, []
+        for connecting, protocolFactory in held:
+            if not connecting.called:
+                connecting.callback(self._connected(protocolFactory))
+
+    def _connected(self, protocolFactory: IProtocolFactory) -> Any:
+        """
+        The protocol of a new connection.
+        """
         address = IPv4Address("TCP", "192.0.2.1", 5235)
         client: Any = protocolFactory.buildProtocol(address)
         server: Any = self._serverFactory.buildProtocol(address)
@@ -136,7 +159,7 @@ class MemoryNetwork:
                 clock=self.clock,
             )
         )
-        return succeed(client)
+        return client
 
     @property
     def connections(self) -> int:
@@ -258,7 +281,13 @@ class _Joined:
     """
 
     def __init__(
-        self, factory: IProtocolFactory, clock: Clock, handler: Any, policy: Policy | None, grace: float
+        self,
+        factory: IProtocolFactory,
+        clock: Clock,
+        handler: Any,
+        policy: Policy | None,
+        grace: float,
+        connections: int,
     ) -> None:
         self.clock = clock
         self.network = MemoryNetwork(clock, factory)
@@ -268,6 +297,7 @@ class _Joined:
             Credentials(SENDER_ID, SERVER_KEY),
             handler,
             clock=clock,
+            connections=connections,
             policy=policy,
             grace=grace,
             random=lambda: 0.0,
@@ -314,23 +344,40 @@ class ConnectedPair(_Joined):
     @ivar device: a device of this app server.
     """
 
-    def __init__(self, handler: Any, policy: Policy | None = None, grace: float = 10.0) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        policy: Policy | None = None,
+        grace: float = 10.0,
+        connections: int = 1,
+        receipts: bool = False,
+    ) -> None:
         clock = Clock()
-        self.connectionServer = ConnectionServer(Registry({SENDER_ID: SERVER_KEY}), clock)
+        registry = Registry({SENDER_ID: SERVER_KEY})
+        self.connectionServer = ConnectionServer(registry, clock, receipts=receipts)
         self.device = SimulatedDevice(self.connectionServer, SENDER_ID, "tok-A")
-        super().__init__(self.connectionServer.factory, clock, handler, policy, grace)
+        super().__init__(self.connectionServer.factory, clock, handler, policy, grace, connections)
 
 
-def connectedPair(handler: Any, policy: Policy | None = None, grace: float = 10.0) -> ConnectedPair:
+def connectedPair(
+    handler: Any,
+    policy: Policy | None = None,
+    grace: float = 10.0,
+    connections: int = 1,
+    receipts: bool = False,
+) -> ConnectedPair:
     """
     An app server with this handler, logged in to a connection server, in
-    memory.
+    memory.  What goes wrong there is said by
+    C{pair.connectionServer.script}.
 
     @param handler: an L{IUpstreamHandler}, or a callable that is given the
         L{IDownstreamSender<fcmxmpp.interfaces.IDownstreamSender>} and returns
         one.
+    @param connections: how many links the app server has.
+    @param receipts: whether the connection server sends delivery receipts.
     """
-    return ConnectedPair(handler, policy, grace)
+    return ConnectedPair(handler, policy, grace, connections, receipts)
 
 
 class _Anyone(Registry):
@@ -387,12 +434,14 @@ class ScriptedConnectionServer:
         self.onMessage: Callable[[ServerStream, FromAppServer], None] | None = None
         self._count = 0
 
-    def joined(self, handler: Any, policy: Policy | None = None, grace: float = 10.0) -> _Joined:
+    def joined(
+        self, handler: Any, policy: Policy | None = None, grace: float = 10.0, connections: int = 1
+    ) -> _Joined:
         """
         An app server with this handler, joined to this in memory.
         """
         clock = Clock()
-        return _Joined(self.factory(clock), clock, handler, policy, grace)
+        return _Joined(self.factory(clock), clock, handler, policy, grace, connections)
 
     def factory(self, clock: Any) -> ServerFactory:
         """

@@ -63,7 +63,7 @@ def checkSendable(message: DownstreamMessage) -> None:
     Types are checked as well, because nothing does when a message is made.
     Values must be of the very types and of no subclass, except for
     dictionaries: that is what has a JSON form.  What passes can be encoded,
-    and reads the same at the other end.
+    and, if it is not too large for a stanza, reads the same at the other end.
 
     The payload is the keys and values of C{data}, and those keys and values
     of C{notification} that are set, in bytes of UTF-8 (a C{sound} that is a
@@ -192,7 +192,7 @@ def _notificationSize(notification: object) -> int:
         if args is not None:
             try:
                 _decodePlainArray(args)
-            except (ValueError, RecursionError):
+            except (msgspec.DecodeError, ValueError, RecursionError):
                 reason = "must be a JSON array of strings and numbers, encoded as a string"
                 raise NotSendable(f"notification.{name}", reason) from None
     return size
@@ -209,6 +209,6 @@ def _soundSize(sound: dict[Any, Any]) -> int:
         # Much has a JSON form that reads as something else: NaN, bytes, dates.
         if _decodePlainObject(text) == sound:
             return len(text)
-    except (TypeError, ValueError, OverflowError, RecursionError):
+    except (msgspec.DecodeError, TypeError, ValueError, OverflowError, RecursionError):
         pass
     raise NotSendable("notification.sound", "must be a string, or a dictionary of strings and numbers")

@@ -5,16 +5,19 @@ Certificates for the tests, of authorities that exist as long as the tests run.
 from __future__ import annotations
 
 import datetime
+import inspect
 from functools import cache
 from pathlib import Path
 
 import trustme
 from OpenSSL.SSL import TLS_METHOD, Connection, Context
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import CertificateOptions
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 
-__all__ = ["ServerContext", "authority", "expired", "issued", "trustRoots"]
+__all__ = ["ServerContext", "authority", "expectDeprecated", "expired", "issued", "trustRoots"]
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -73,3 +76,14 @@ def trustRoots(directory: str, *names: str) -> str:
     for name in names:
         authority(name).cert_pem.write_to_path(str(Path(directory, f"{name}.pem")))
     return directory
+
+
+def expectDeprecated(case: SynchronousTestCase) -> None:
+    """
+    Let a test use Twisted's own certificates, which give pyOpenSSL what it
+    calls deprecated.
+    """
+    # Whom the warning names depends on the version.
+    deprecated = [Context.use_certificate, Context.use_privatekey]
+    callers = [*map(inspect.unwrap, deprecated), CertificateOptions._makeContext]
+    case.addCleanup(case.flushWarnings, deprecated + callers)

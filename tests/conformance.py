@@ -255,19 +255,28 @@ class AppServerCase(SynchronousTestCase):
         handler: Any = None,
         policy: Policy | None = None,
         grace: float = 10.0,
+        connections: int = 1,
     ) -> Any:
         """
         An app server joined to a scripted connection server.
         """
-        joined = script.joined(RecordingHandler() if handler is None else handler, policy, grace)
+        handler = RecordingHandler() if handler is None else handler
+        joined = script.joined(handler, policy, grace, connections)
         self.addCleanup(self.finish, joined, grace)
         return joined
 
-    def pair(self, handler: Any = None, policy: Policy | None = None, grace: float = 10.0) -> Any:
+    def pair(
+        self,
+        handler: Any = None,
+        policy: Policy | None = None,
+        grace: float = 10.0,
+        connections: int = 1,
+    ) -> Any:
         """
         An app server joined to a connection server.
         """
-        pair = connectedPair(RecordingHandler() if handler is None else handler, policy, grace)
+        handler = RecordingHandler() if handler is None else handler
+        pair = connectedPair(handler, policy, grace, connections)
         self.addCleanup(self.finish, pair, grace)
         return pair
 

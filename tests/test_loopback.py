@@ -8,7 +8,6 @@ the safety net.  Where time has to pass, it is a Clock's.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import re
 import shutil
@@ -17,14 +16,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet import reactor as _reactor  # noqa: TID251  # the one module that tests real sockets
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection, Server
 from twisted.internet.testing import EventLoggingObserver
@@ -42,7 +39,7 @@ from fcmxmpp.messages import DownstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, RecordingHandler, RecordingObserver
-from tests.certificates import expired, issued, trustRoots
+from tests.certificates import expectDeprecated, expired, issued, trustRoots
 
 
 # Typed as an interface that lacks half of what it can do.
@@ -827,11 +824,7 @@ class EmbeddedTests(LoopbackCase):
         Start one.
         """
         super().setUp()
-        # pyOpenSSL deprecates what Twisted's certificates give it; whom the
-        # warning names depends on the version.
-        deprecated = [SSL.Context.use_certificate, SSL.Context.use_privatekey]
-        callers = [*map(inspect.unwrap, deprecated), CertificateOptions._makeContext]
-        self.addCleanup(self.flushWarnings, deprecated + callers)
+        expectDeprecated(self)
         self.before = sockets()
         self.embedded = EmbeddedConnectionServer(reactor, SENDER_ID)
         self.embedded.startService()
