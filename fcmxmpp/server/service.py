@@ -346,10 +346,8 @@ class ConnectionServer(Service):
         assert stream.senderID is not None
         sender = self._sender(stream.senderID)
         self.statistics.acknowledged += 1
-        entrusted = sender.entrusted.pop(message.key, None)
-        if entrusted is not None:
-            for device in entrusted.devices:
-                device.callbacks.messageDelivered(message.message_id)
+        for device in sender.entrusted.pop(message.key).devices:
+            device.callbacks.messageDelivered(message.message_id)
         self._route(sender)
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:

@@ -312,8 +312,8 @@ class ServerStream(GCMStream):
         The conversation begins.
         """
         self.session = Session(Role.CONNECTION_SERVER, self.clock.seconds())
-        if self.stream is not None:
-            self.stream.maxStanzaSize = MAX_STANZA_BYTES
+        assert self.stream is not None
+        self.stream.maxStanzaSize = MAX_STANZA_BYTES
         self.onGCM = self._stanzaReceived
         self._cancelTimer()
         self._setTimer()
@@ -391,7 +391,8 @@ class ServerStream(GCMStream):
             self._routes.accept(self, output.message)
         elif isinstance(output, KeepAlive):
             self.write(b" ")
-        elif isinstance(output, Lost):
+        else:
+            assert isinstance(output, Lost)
             self._routes.lost(
                 self, [m for m in output.unanswered if isinstance(m, (UpstreamMessage, Receipt))]
             )
