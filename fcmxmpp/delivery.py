@@ -1,6 +1,6 @@
 """
 What stands between the links and the application, upstream: de-duplication,
-tries, time-outs, dead letters, and the end.
+order, tries, time-outs, dead letters, and the end.
 
 A message is taken over once, however often and on whichever stream it comes
 in.  L{UpstreamDelivery.take} gives each coming a Deferred of its own; all of
@@ -46,6 +46,7 @@ from fcmxmpp.interfaces import (
     Repeated,
     Undecodable,
 )
+from fcmxmpp.lanes import Lanes
 from fcmxmpp.messages import Receipt, UpstreamMessage
 from fcmxmpp.retry import backoff
 
@@ -71,8 +72,10 @@ class Policy(Struct, frozen=True, kw_only=True):
     How messages are handled.
 
     @ivar ack: one of L{POLICIES}.
-    @ivar ordered: whether the messages of one device are handled one at a
-        time, in the order they came.
+    @ivar ordered: whether the messages of one device, its receipts included,
+        are handled one at a time, in the order they came.  One that fails
+        keeps those behind it waiting until it is handled or put aside, and
+        under C{"handled"} all of them take up the connection server's window.
     @ivar handlerTimeout: seconds that a handler may take.
     @ivar handlerTries: how often a message is tried before it is put aside.
     @ivar remembered: how many handled messages are remembered, so that they
@@ -101,10 +104,22 @@ class _Handling:
     One message on its way through the handler.
     """
 
-    __slots__ = ("attempt", "deadline", "message", "retry", "since", "tries", "unavailable", "waiters")
+    __slots__ = (
+        "attempt",
+        "deadline",
+        "lane",
+        "message",
+        "retry",
+        "since",
+        "tries",
+        "unavailable",
+        "waiters",
+    )
 
-    def __init__(self, message: UpstreamMessage | Receipt, now: float) -> None:
+    def __init__(self, message: UpstreamMessage | Receipt, lane: str | None, now: float) -> None:
         self.message = message
+        #: Where it waits for its turn; None if it need not.
+        self.lane = lane
         self.since = now
         #: Tries that count.
         self.tries = 0
@@ -147,13 +162,10 @@ class UpstreamDelivery:
         """
         self._limit = limit
         self._toldTooMany: float | None = None
-        # Where devices have an order: what each has sent, the first of it being
-        # handled.
-        self._lanes: dict[str, deque[_Handling]] | None = {} if policy.ordered else None
-        # Whose turn has come, and whether somebody is at it already.
-        self._due: deque[_Handling] = deque()
-        self._turning = False
-        self._ended = False
+        # Where devices have an order, and whether somebody is already giving
+        # those their turn for whom it has come.
+        self._lanes: Lanes[_Handling] = Lanes()
+        self._advancing = False
         self._handle: Callable[[Any], Awaitable[object] | None] = handler.messageReceived
         self._handleReceipt: Callable[[Any], Awaitable[object] | None] = _ignoreReceipt
         if IReceiptHandler.providedBy(handler):
@@ -165,8 +177,9 @@ class UpstreamDelivery:
         self._observe = observe
         self._running: dict[tuple[str, str], _Handling] = {}
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
-        # What was acknowledged at once and is about to be handled, in order.
-        self._acked: deque[_Handling] = deque()
+        # Where messages are acknowledged at once: what is about to be handled,
+        # in order.
+        self._arrived: deque[_Handling] = deque()
         self._turn: IDelayedCall | None = None
         # The attempts that have not fired, in the order they time out: one
         # timer serves them all, as the time-out is the same for all.
@@ -180,6 +193,7 @@ class UpstreamDelivery:
         self._sweep: IDelayedCall | None = None
         self._toldUnavailable: float | None = None
         self._stopping = False
+        self._graceOver = False
         self._idle: list[Deferred[None]] = []
         # How many handlers are being called just now: more than one if one
         # has the next message delivered.
@@ -206,17 +220,30 @@ class UpstreamDelivery:
             return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = self._running[key] = _Handling(message, self._clock.seconds())
-        if self._ackFirst and len(self._running) <= MAX_ACKED:
+        handling = self._running[key] = _Handling(message, self._laneOf(message), self._clock.seconds())
+        if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
             if self._turn is None:
-                self._turn = self._clock.callLater(0, self._tryAcked)
-            self._acked.append(handling)
-            return succeed(None)
+                self._turn = self._clock.callLater(0, self._beginArrived)
+            self._arrived.append(handling)
+            return succeed(None) if len(self._running) <= MAX_ACKED else self._await(handling)
         waiter = self._await(handling)
         self._begin(handling)
         return waiter
+
+    def _laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
+        """
+        Where a message waits for its turn; None if it need not.
+        """
+        if not self._policy.ordered:
+            return None
+        if not isinstance(message, Receipt):
+            return message.from_
+        # All receipts are from the same sender; what they tell is of a device.
+        # For who ignores them they need not wait at all.
+        ignored = self._handleReceipt is _ignoreReceipt
+        return None if ignored else message.data.device_registration_id
 
     def _await(self, handling: _Handling) -> Deferred[None]:
         """
@@ -261,50 +288,57 @@ class UpstreamDelivery:
         if self._observe is not None:
             self._observe(Undecodable(error.reason))
 
-    # One try.
+    # Whose turn it is.
 
-    def _tryAcked(self) -> None:
+    def _beginArrived(self) -> None:
         """
-        Handle what has been acknowledged already.
+        Handle what has come since this was called last.
         """
         self._turn = None
-        while self._acked:
-            self._begin(self._acked.popleft())
+        while self._arrived:
+            self._begin(self._arrived.popleft())
 
     def _begin(self, handling: _Handling) -> None:
         """
-        Handle a message, once those that its device sent before have been
-        handled, if that matters.
+        Handle a message when its turn has come.
         """
-        if self._lanes is not None:
-            lane = self._lanes.setdefault(handling.message.from_, deque())
-            lane.append(handling)
-            if len(lane) > 1:
-                return
-        self._try(handling)
+        if handling.lane is None:
+            self._turnOf(handling)
+        else:
+            self._lanes.enter(handling.lane, handling)
+            self._advance()
 
-    def _next(self, handling: _Handling) -> None:
+    def _leaveLane(self, handling: _Handling) -> None:
         """
         A message is out of the way of those behind it.
         """
-        if self._lanes is None:
+        if handling.lane is not None:
+            self._lanes.leave(handling.lane, handling)
+
+    def _advance(self) -> None:
+        """
+        Handle those in the lanes whose turn has come.
+        """
+        if self._advancing:
+            # A loop, and not a call within the other: there may be hundreds.
             return
-        lane = self._lanes[handling.message.from_]
-        wasFirst = lane[0] is handling
-        lane.remove(handling)
-        if not lane:
-            del self._lanes[handling.message.from_]
-        elif wasFirst and not self._ended:
-            self._due.append(lane[0])
-        # A loop, and not a call within the other: there may be hundreds.
-        if self._turning:
-            return
-        self._turning = True
+        self._advancing = True
         try:
-            while self._due:
-                self._try(self._due.popleft())
+            while (handling := self._lanes.next()) is not None:
+                self._turnOf(handling)
         finally:
-            self._turning = False
+            self._advancing = False
+
+    def _turnOf(self, handling: _Handling) -> None:
+        """
+        Handle a message, unless it is too late to begin.
+        """
+        if self._graceOver or (self._stopping and handling.waiters):
+            self._abandon(handling)
+        else:
+            self._try(handling)
+
+    # One try.
 
     def _try(self, handling: _Handling) -> None:
         """
@@ -537,20 +571,28 @@ class UpstreamDelivery:
         """
         for waiter in self._leave(handling):
             waiter.callback(None)
-        self._next(handling)
+        # Not before, so that its ACK goes out first.
+        self._leaveLane(handling)
+        self._advance()
         self._noteIdle()
 
     def _abandon(self, handling: _Handling) -> None:
         """
         The message will not be handled by this process.
         """
+        if handling.message.key not in self._running:
+            # Its end has come while another one was abandoned.
+            return
+        if handling.retry is not None:
+            handling.retry.cancel()
         reason = "stopped before the message was handled"
         if self._ackFirst and not handling.waiters:
             # It will not be delivered again, so this is the last trace of it.
             self._deadLetter(handling.message.message_id, handling.message.from_, reason)
+        self._leaveLane(handling)
         for waiter in self._leave(handling):
             waiter.errback(Stopped(reason))
-        self._next(handling)
+        self._advance()
         self._noteIdle()
 
     def _noteIdle(self) -> None:
@@ -570,20 +612,21 @@ class UpstreamDelivery:
         """
         Take nothing new, and let the handlers that run come to their end.
 
+        What has not begun is left alone, if it comes again because it has not
+        been acknowledged.
+
         @param grace: seconds that they get; after that they are cancelled, and
             their messages stay unacknowledged.
         """
         self._stopping = True
         if self._turn is not None:
             self._turn.cancel()
-            self._tryAcked()
-        for handling in [h for lane in (self._lanes or {}).values() for h in list(lane)[1:]]:
-            # They have not begun yet, and come again unless acknowledged.
+            self._beginArrived()
+        for handling in self._lanes.waiting():
             if handling.waiters:
                 self._abandon(handling)
         for handling in list(self._running.values()):
             if handling.retry is not None:
-                handling.retry.cancel()
                 self._abandon(handling)
         if self._running:
             _log.info("waiting for {count} handlers", count=len(self._running))
@@ -594,11 +637,8 @@ class UpstreamDelivery:
             except DeferredTimeoutError:
                 self._idle.remove(idle)
                 _log.warn("{count} handlers did not end in time", count=len(self._running))
-        self._ended = True
+        self._graceOver = True
         for handling in list(self._running.values()):
-            if handling.message.key not in self._running:
-                # Cancelling another one ended it.
-                continue
             attempt = handling.attempt
             self._endAttempt(handling)
             self._abandon(handling)

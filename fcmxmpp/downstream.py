@@ -1,10 +1,10 @@
 """
 Downstream: from the application's C{send} to the connection server's answer.
 
-What is sent waits in one bounded L{Queue<fcmxmpp.window.Queue>} until the link
-with the fewest unanswered messages has room for it.  What has been sent
-without success, and may be sent again, waits for that in the order in which it
-was first sent, ahead of the queue, with the same C{message_id}:
+What is sent waits in one bounded queue until the link with the fewest
+unanswered messages has room for it.  What has been sent without success, and
+may be sent again, waits for that in the order in which it was first sent,
+ahead of the queue, with the same C{message_id}:
 
   - what a lost stream left unanswered, and what was NACKed because its stream
     was being drained: until there is room on another link;
@@ -12,13 +12,17 @@ was first sent, ahead of the queue, with the same C{message_id}:
   - what was NACKed because its device or topic got too much: in a
     L{_SlowLane}, with everything else for that target and one at a time, so
     that the others do not wait behind it.
+
+An application that is told of an outcome may send, cancel or stop there and
+then, so the books are in order before anybody is told anything.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable
-from heapq import heappop, heappush
+from functools import partial
 
 from msgspec import structs
 from twisted.internet.defer import Deferred, fail
@@ -42,7 +46,6 @@ from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, Ack, DownstreamMessage
 from fcmxmpp.payload import MAX_TEXT, encode
 from fcmxmpp.retry import nackDelay, rateDelay
 from fcmxmpp.validation import checkSendable
-from fcmxmpp.window import Queue
 
 
 __all__ = ["MAX_QUEUE", "DownstreamSender"]
@@ -53,6 +56,9 @@ MAX_QUEUE = 10_000
 NOW = 1.0
 #: Seconds between looks for messages whose time has run out, at least.
 SWEEP = 1.0
+#: Up to how many characters of C{to} or C{condition} a message that is good
+#: fits into a stanza for sure, so that it need not be measured.
+_SHORT_TARGET = 1024
 
 
 class _Outgoing:
@@ -67,6 +73,7 @@ class _Outgoing:
         "lane",
         "lastError",
         "message",
+        "message_id",
         "newToken",
         "number",
         "refusals",
@@ -75,10 +82,13 @@ class _Outgoing:
         "tries",
     )
 
-    def __init__(self, number: int, message: DownstreamMessage, now: float, result: Deferred[Ack]) -> None:
+    def __init__(
+        self, number: int, message: DownstreamMessage, message_id: str, now: float, result: Deferred[Ack]
+    ) -> None:
         #: Counts the messages; what is sent again goes by it.
         self.number = number
         self.message = message
+        self.message_id = message_id
         self.result = result
         self.since = now
         ttl = MAX_DOWNSTREAM_TTL if message.time_to_live is None else message.time_to_live
@@ -93,7 +103,7 @@ class _Outgoing:
         self.inFlight = False
         #: The call that will have it sent again.
         self.delayed: IDelayedCall | None = None
-        #: The lane that it waits in, or that has let it go.
+        #: The lane that it waits in, or whose turn it has.
         self.lane: _SlowLane | None = None
 
     def __lt__(self, other: _Outgoing) -> bool:
@@ -109,13 +119,15 @@ class _Outgoing:
         """
         return self.message.to or self.message.condition
 
-    @property
-    def message_id(self) -> str:
-        """
-        Its C{message_id}.
-        """
-        assert self.message.message_id is not None
-        return self.message.message_id
+
+def _takeOut(waiting: list[_Outgoing], outgoing: _Outgoing) -> None:
+    """
+    Take a message out of a list that is in the order of sending, if it is
+    there.
+    """
+    place = bisect_left(waiting, outgoing)
+    if place < len(waiting) and waiting[place] is outgoing:
+        del waiting[place]
 
 
 class _SlowLane:
@@ -135,18 +147,27 @@ class _SlowLane:
         self.refusals = 0
         self.pause: IDelayedCall | None = None
         self.busy: _Outgoing | None = None
-        self.waiting: OrderedDict[str, _Outgoing] = OrderedDict()
+        self.waiting: list[_Outgoing] = []
 
     def add(self, outgoing: _Outgoing) -> None:
         """
         Have a message wait in its place.
         """
-        last = next(reversed(self.waiting.values()), outgoing)
-        self.waiting[outgoing.message_id] = outgoing
+        insort(self.waiting, outgoing)
         outgoing.lane = self
-        if outgoing < last:
-            # Rare: the first of many in flight was refused before the others.
-            self.waiting = OrderedDict(sorted(self.waiting.items(), key=lambda item: item[1]))
+
+
+def _checkSize(message: DownstreamMessage) -> None:
+    """
+    Check that a message that is good otherwise fits into a stanza: the
+    connection server would end the stream for it, and each that it is sent on
+    again.
+
+    @raise NotSendable: if it does not.
+    """
+    field, target = ("condition", message.condition) if message.to is None else ("to", message.to)
+    if target is not None and len(target) > _SHORT_TARGET and len(encode(message)) > MAX_TEXT // 2:
+        raise NotSendable(field, "must not make the message larger than a stanza may be")
 
 
 @implementer(IDownstreamSender, ISettles)
@@ -178,9 +199,10 @@ class DownstreamSender:
         # All that is not settled, wherever it is.
         self._unsettled: dict[str, _Outgoing] = {}
         self._inFlight = 0
-        # What is sent for the first time, and, as a heap, what is sent again.
-        # A message that was cancelled stays in the heap until its turn.
-        self._queue: Queue[str, _Outgoing] = Queue(limit)
+        # What is sent for the first time, and what is sent again; both in the
+        # order of sending.  Not a plain dict: taking the first of one is slow
+        # after many deletions.
+        self._queue: OrderedDict[str, _Outgoing] = OrderedDict()
         self._again: list[_Outgoing] = []
         self._lanes: dict[str | None, _SlowLane] = {}
         self._links: list[FCMClientProtocol] = []
@@ -206,27 +228,30 @@ class DownstreamSender:
             assert message_id is not None
             if message_id in self._unsettled:
                 raise NotSendable("message_id", "a message with this message_id is still unanswered")
-            if len(encode(message)) > MAX_TEXT // 2:
-                raise NotSendable("data", "the message is larger than a stanza may be")
+            _checkSize(message)
             if len(self._unsettled) - self._inFlight >= self._limit:
                 raise QueueFull(f"{self._limit} messages wait already")
         except FCMError:
             return fail(Failure())
-        result: Deferred[Ack] = Deferred(lambda _: self._withdraw(message_id))
+        result: Deferred[Ack] = Deferred(partial(self._withdraw, message_id))
         self._count += 1
-        outgoing = _Outgoing(self._count, message, self._clock.seconds(), result)
+        outgoing = _Outgoing(self._count, message, message_id, self._clock.seconds(), result)
         self._unsettled[message_id] = outgoing
-        self._queue.append(message_id, outgoing)
+        self._queue[message_id] = outgoing
         self._fill()
-        if not outgoing.inFlight:
+        if not (outgoing.inFlight or result.called):
             self._noteWaiting(outgoing)
         return result
 
-    def _withdraw(self, message_id: str) -> None:
+    def _withdraw(self, message_id: str, result: Deferred[Ack]) -> None:
         """
         The application cancelled the Deferred of a message.
         """
-        outgoing = self._unsettled[message_id]
+        outgoing = self._unsettled.get(message_id)
+        if outgoing is None or outgoing.result is not result:
+            # It is being cancelled already, and here somebody cancels it who
+            # was told of what came of that.
+            return
         # One that has been sent keeps its place until it is answered, or its
         # message_id could be used twice; nobody is told the answer.
         if not outgoing.inFlight:
@@ -260,18 +285,18 @@ class DownstreamSender:
                 link = self._leastBusy()
                 if link is None:
                     return
-                outgoing = heappop(self._again) if self._again else self._queue.take()
-                assert outgoing is not None
-                self._sendOn(link, outgoing)
+                if self._again:
+                    self._sendOn(link, self._again.pop(0))
+                else:
+                    self._sendOn(link, self._queue.popitem(last=False)[1])
         finally:
             self._filling = False
 
     def _sendOn(self, link: FCMClientProtocol, outgoing: _Outgoing) -> None:
         """
-        Send a message whose turn has come, if it is still to be sent.
+        Send a message whose turn has come, if there is time for it and nothing
+        else before it.
         """
-        if outgoing.result.called:
-            return
         now = self._clock.seconds()
         if now >= outgoing.expires:
             self._expire(outgoing)
@@ -280,7 +305,8 @@ class DownstreamSender:
             lane = self._lanes.get(outgoing.target)
             if lane is not None:
                 lane.add(outgoing)
-                self._advance(lane, outgoing.target)
+                if self._comesTooLate(outgoing):
+                    self._stopOne(outgoing)
                 return
         message = outgoing.message
         if message.time_to_live and now - outgoing.since >= 1:
@@ -288,7 +314,6 @@ class DownstreamSender:
             left = max(1, int(outgoing.expires - now))
             message = structs.replace(message, time_to_live=left)
         outgoing.inFlight = True
-        outgoing.tries += 1
         self._inFlight += 1
         try:
             link.sendDownstream(message)
@@ -296,6 +321,7 @@ class DownstreamSender:
             # Its data were changed after send().
             self._settle(outgoing, error)
             return
+        outgoing.tries += 1
         if self._observe is not None:
             self._observe(Sent(message, link.number, outgoing.tries))
 
@@ -321,33 +347,33 @@ class DownstreamSender:
         """
         A message was NACKed: see what is to be done.
         """
-        outgoing.newToken = error.registration_id or outgoing.newToken
+        # Told once is enough, be it by an earlier NACK.
+        error.registration_id = outgoing.newToken = error.registration_id or outgoing.newToken
         if error.permanent:
             self._settle(outgoing, error)
             return
+        outgoing.lastError = str(error)
+        delay = 0.0
         if error.error == "CONNECTION_DRAINING":
-            delay = 0.0
-            heappush(self._again, outgoing)
+            insort(self._again, outgoing)
         elif error.tooMuch:
             delay = self._slowDown(outgoing)
         else:
             outgoing.refusals += 1
             delay = nackDelay(outgoing.refusals, self._random())
             outgoing.delayed = self._clock.callLater(delay, self._retry, outgoing)
-        outgoing.lastError = str(error)
-        if self._observe is not None:
-            self._observe(Refused(outgoing.message, str(error), delay))
-        if self._deadline is not None and self._clock.seconds() + delay > self._deadline:
-            self._stopOne(outgoing)
-        else:
+        self._stopLate()
+        if not outgoing.result.called:
             self._noteWaiting(outgoing)
+            if self._observe is not None:
+                self._observe(Refused(outgoing.message, outgoing.lastError, delay))
 
     def _retry(self, outgoing: _Outgoing) -> None:
         """
         The delay of a message is over.
         """
         outgoing.delayed = None
-        heappush(self._again, outgoing)
+        insort(self._again, outgoing)
         self._fill()
 
     # Targets that got too much.
@@ -385,10 +411,10 @@ class DownstreamSender:
         if lane.pause is not None or lane.busy is not None:
             return
         if lane.waiting:
-            lane.busy = lane.waiting.popitem(last=False)[1]
-            heappush(self._again, lane.busy)
+            lane.busy = lane.waiting.pop(0)
+            insort(self._again, lane.busy)
         else:
-            self._lanes.pop(target, None)
+            del self._lanes[target]
 
     # The end of a message.
 
@@ -397,16 +423,18 @@ class DownstreamSender:
         Have nothing more to do with a message.
         """
         del self._unsettled[outgoing.message_id]
-        self._queue.remove(outgoing.message_id)
         if outgoing.inFlight:
             outgoing.inFlight = False
             self._inFlight -= 1
-        if outgoing.delayed is not None:
+        elif outgoing.delayed is not None:
             outgoing.delayed.cancel()
             outgoing.delayed = None
+        elif outgoing.tries == 0:
+            self._queue.pop(outgoing.message_id, None)
+        _takeOut(self._again, outgoing)
         lane = outgoing.lane
         if lane is not None:
-            lane.waiting.pop(outgoing.message_id, None)
+            _takeOut(lane.waiting, outgoing)
             if lane.busy is outgoing:
                 lane.busy = None
                 self._advance(lane, outgoing.target)
@@ -415,8 +443,6 @@ class DownstreamSender:
         """
         Tell the application what became of a message.
         """
-        if isinstance(outcome, Ack) and outgoing.lane is not None:
-            outgoing.lane.refusals = 0
         self._forget(outgoing)
         error = outcome if isinstance(outcome, FCMError) else None
         if self._observe is not None:
@@ -470,6 +496,28 @@ class DownstreamSender:
             idle, self._idle = self._idle, None
             idle.callback(None)
 
+    def _comesTooLate(self, outgoing: _Outgoing) -> bool:
+        """
+        Whether a message can be sent only when the grace period is over.
+        """
+        if self._deadline is None or outgoing.inFlight:
+            return False
+        pause = outgoing.delayed
+        lane = outgoing.lane
+        if lane is not None and lane.busy is not outgoing:
+            pause = lane.pause
+        return pause is not None and pause.getTime() > self._deadline
+
+    def _stopLate(self) -> None:
+        """
+        If there is a grace period, give up what can be sent only when it is
+        over, so that nobody waits for that.
+        """
+        if self._deadline is not None:
+            for outgoing in list(self._unsettled.values()):
+                if self._comesTooLate(outgoing) and not outgoing.result.called:
+                    self._stopOne(outgoing)
+
     def _stopOne(self, outgoing: _Outgoing) -> None:
         """
         Give a message up because of the stop.
@@ -486,26 +534,24 @@ class DownstreamSender:
         if self._deadline is not None:
             return
         self._deadline = self._clock.seconds() + grace
-        for outgoing in list(self._unsettled.values()):
-            lane = outgoing.lane
-            pause = outgoing.delayed or (lane and lane.pause)
-            if pause and pause.getTime() > self._deadline and not outgoing.result.called:
-                self._stopOne(outgoing)
-        if self._unsettled and self._links and grace > 0:
+        self._stopLate()
+        # Whoever these were in the way of may go now.
+        self._fill()
+        if self._unsettled and (self._links or self._inFlight) and grace > 0:
             self._idle = Deferred()
             try:
                 await self._idle.addTimeout(grace, self._clock)
             except DeferredTimeoutError:
                 self._idle = None
+        # Nothing goes out from here on, whatever those do who are told.
+        self._links.clear()
         for outgoing in list(self._unsettled.values()):
             if not outgoing.result.called:
                 self._stopOne(outgoing)
         # What is left was cancelled when it was on its way.
         self._unsettled.clear()
         self._inFlight = 0
-        self._again.clear()
-        calls = [self._sweep, *[lane.pause for lane in self._lanes.values()]]
-        for call in calls:
+        for call in [self._sweep, *[lane.pause for lane in self._lanes.values()]]:
             if call is not None:
                 call.cancel()
         self._sweep = None
@@ -530,19 +576,25 @@ class DownstreamSender:
         """
         See L{ISettles.linkDraining}.
         """
-        # It has no room from now on; but it is still told of answers.
-        self._links.remove(protocol)
+        # It still tells of answers.
+        self._dropLink(protocol)
+
+    def _dropLink(self, protocol: FCMClientProtocol) -> None:
+        """
+        Send nothing more on a link.
+        """
+        if protocol in self._links:
+            self._links.remove(protocol)
 
     def linkLost(self, protocol: FCMClientProtocol, unanswered: list[DownstreamMessage]) -> None:
         """
         See L{ISettles.linkLost}.
         """
-        if protocol in self._links:
-            self._links.remove(protocol)
+        self._dropLink(protocol)
         for message in unanswered:
             outgoing = self._landed(message)
             if outgoing is not None:
-                heappush(self._again, outgoing)
+                insort(self._again, outgoing)
                 self._noteWaiting(outgoing)
         self._fill()
 
@@ -552,6 +604,8 @@ class DownstreamSender:
         """
         outgoing = self._landed(message)
         if outgoing is not None:
+            if outgoing.lane is not None:
+                outgoing.lane.refusals = 0
             if outgoing.newToken is not None and ack.registration_id is None:
                 # It was told with a NACK, before the message was sent again.
                 ack = structs.replace(ack, registration_id=outgoing.newToken)

@@ -189,7 +189,7 @@ class AckTimedOut(FCMError):
 
 class QueueFull(FCMError):
     """
-    Too many downstream messages wait already; try again when some are settled.
+    Too many messages are under way already; try again when some are settled.
     """
 
 

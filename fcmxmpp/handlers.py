@@ -4,19 +4,26 @@ Application handlers that are ready to use.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from io import RawIOBase
 
 import msgspec
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fcmxmpp.errors import HandlerUnavailable
-from fcmxmpp.interfaces import IUpstreamHandler
-from fcmxmpp.messages import UpstreamMessage
+from fcmxmpp.errors import FCMError, HandlerUnavailable
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
+from fcmxmpp.validation import isReserved
 
 
-__all__ = ["JSONLines"]
+__all__ = ["AppendedFile", "Echo", "JSONLines", "asJSON", "sendAndForget"]
 
+_log = Logger()
+_encode = msgspec.json.Encoder().encode
 
 #: Seconds that a reader of the output may take to read on.
 PATIENCE = 0.5
@@ -24,11 +31,49 @@ PATIENCE = 0.5
 _CHUNK = 4096
 
 
+def asJSON(message: UpstreamMessage) -> bytes:
+    """
+    A message as the JSON object that other programs get: C{message_id},
+    C{from}, C{category}, C{data} and C{time_to_live}, always all of them.
+
+    @return: UTF-8, compact, on one line, without its end.
+    """
+    return _encode(
+        {
+            "message_id": message.message_id,
+            "from": message.from_,
+            "category": message.category,
+            "data": message.data,
+            "time_to_live": message.time_to_live,
+        }
+    )
+
+
+def sendAndForget(sender: IDownstreamSender, message: DownstreamMessage, answered: UpstreamMessage) -> None:
+    """
+    Send a message that nobody waits for; that it was not accepted is logged,
+    by its C{message_id} and without its contents.
+
+    @param answered: the upstream message that it is sent for.
+    """
+
+    def log(failure: Failure) -> None:
+        error = failure.value
+        _log.warn(
+            "the answer {sent!r} to {message_id!r} was not sent: {reason}",
+            sent=(message.message_id or getattr(error, "message_id", None) or "")[:100],
+            message_id=answered.message_id[:100],
+            # Our own errors never quote the message; of others only the type is safe.
+            reason=str(error) if isinstance(error, FCMError) else type(error).__name__,
+        )
+
+    sender.send(message).addErrback(log)
+
+
 @implementer(IUpstreamHandler)
 class JSONLines:
     """
-    Writes each message as one line of JSON, an object with C{message_id},
-    C{from}, C{category}, C{data} and C{time_to_live}.
+    Writes each message as one line of JSON, see L{asJSON}.
 
     A message counts as handled when its line has been given to the operating
     system.  While that is impossible (the reader of the pipe is gone or reads
@@ -44,7 +89,6 @@ class JSONLines:
         """
         self._output = output
         self._ready = ready
-        self._encode = msgspec.json.Encoder().encode
         self._stalled = False
         # What is left of a line that was begun, and whose line it is; and
         # whose lines were ended while others were being handled.
@@ -65,18 +109,7 @@ class JSONLines:
         if message.key in self._ended:
             self._ended.remove(message.key)
             return
-        line = self._rest = (
-            self._encode(
-                {
-                    "message_id": message.message_id,
-                    "from": message.from_,
-                    "category": message.category,
-                    "data": message.data,
-                    "time_to_live": message.time_to_live,
-                }
-            )
-            + b"\n"
-        )
+        line = self._rest = asJSON(message) + b"\n"
         self._begun = message.key
         try:
             self._push()
@@ -103,3 +136,105 @@ class JSONLines:
                 self._stalled = False
         except OSError as error:
             raise HandlerUnavailable(f"the output cannot be written: {error.strerror}") from error
+
+
+class AppendedFile(RawIOBase):
+    """
+    A file that lines are appended to, as an output for L{JSONLines}.
+
+    It may be rotated: when the path names another file, or none, the next line
+    begins in a new one.  A line that has been begun is ended where it is.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        Open the file; make it, readable by its owner alone, if there is none.
+
+        @raise OSError: if that is impossible, or if it is not a regular file.
+        """
+        super().__init__()
+        self._path = path
+        self._descriptor = -1
+        self._identity = (-1, -1)
+        self._midLine = False
+        self._open()
+
+    def _open(self) -> None:
+        """
+        Open what the path names now.
+        """
+        # O_NONBLOCK, so that a named pipe is refused below, not waited for.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, "not a regular file", self._path)
+            if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
+                # Somebody died in the midst of a line; its message comes again.
+                os.write(descriptor, b"\n")
+        except OSError:
+            os.close(descriptor)
+            raise
+        self.close()
+        self._descriptor = descriptor
+        self._identity = (status.st_dev, status.st_ino)
+
+    def _isCurrent(self) -> bool:
+        """
+        Whether the path still names the file that is open.
+        """
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """
+        Append some bytes.
+
+        @return: how many it took.
+        """
+        if not self._midLine and not self._isCurrent():
+            self._open()
+        written = os.write(self._descriptor, data)
+        self._midLine = not data[:written].endswith(b"\n")
+        return written
+
+    def close(self) -> None:
+        """
+        Close the file.
+        """
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@implementer(IUpstreamHandler)
+class Echo:
+    """
+    Answers each message by sending its data back to the device that it came
+    from: the least that a two-way handler does, and the pattern for others.
+
+    FCM reserves some keys of downstream data, which devices may well use
+    upstream; they are left out of the answer.
+    """
+
+    def __init__(self, sender: IDownstreamSender) -> None:
+        """
+        @param sender: what the app server gives to a callable that it makes
+            its handler with, as in C{AppServer(endpoint, credentials, Echo)}.
+        """
+        self._sender = sender
+
+    def messageReceived(self, message: UpstreamMessage) -> None:
+        """
+        Send the answer.
+
+        Returning at once has the message acknowledged.  Returning what C{send}
+        returns would have its ACK wait for another one, that of the answer,
+        and an answer that is refused would have the message handled again.
+        """
+        data = {key: value for key, value in message.data.items() if not isReserved(key)}
+        sendAndForget(self._sender, DownstreamMessage(to=message.from_, data=data), message)

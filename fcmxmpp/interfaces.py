@@ -122,7 +122,8 @@ class IResponsible(Interface):
 
         @return: fires as soon as the message may be acknowledged; never fails
             for what the application does.  Fails with
-            L{Stopped<fcmxmpp.errors.Stopped>} if the message will not be
+            L{Stopped<fcmxmpp.errors.Stopped>} or
+            L{QueueFull<fcmxmpp.errors.QueueFull>} if the message will not be
             taken over, and so must not be acknowledged.
         """
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, structs
 
 
 __all__ = [
@@ -58,7 +58,41 @@ RECEIPT_SENDER = "gcm.googleapis.com"
 _Name = Annotated[str, Meta(min_length=1)]
 
 
-class UpstreamAck(Struct, frozen=True, kw_only=True):
+class _Discreet(Struct, frozen=True):
+    """
+    What every message is.  Its C{repr} leaves out what has no place in a log:
+    registration tokens and what the application sends.
+    """
+
+    def __repr__(self) -> str:
+        """
+        The name, and the fields that are set.
+        """
+        fields = []
+        for one in structs.fields(self):
+            value = getattr(self, one.name)
+            default = one.default_factory() if callable(one.default_factory) else one.default
+            if value != default:
+                fields.append(f"{one.name}={'...' if one.name in _NOT_TO_BE_LOGGED else repr(value)}")
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+_NOT_TO_BE_LOGGED = frozenset(
+    {
+        "to",
+        "from_",
+        "data",
+        "notification",
+        "registration_id",
+        "failed_registration_ids",
+        "device_registration_id",
+        # It often quotes the token.
+        "error_description",
+    }
+)
+
+
+class UpstreamAck(_Discreet, frozen=True, kw_only=True):
     """
     App server to connection server: "I have taken over this message".
 
@@ -78,7 +112,7 @@ class UpstreamAck(Struct, frozen=True, kw_only=True):
         return (self.to, self.message_id)
 
 
-class UpstreamMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class UpstreamMessage(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     A message that an app on a device sent to its app server.
 
@@ -110,7 +144,7 @@ class UpstreamMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return UpstreamAck(to=self.from_, message_id=self.message_id)
 
 
-class ReceiptData(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ReceiptData(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     What a L{Receipt} tells.
 
@@ -134,7 +168,7 @@ def _ack() -> Literal["ack"]:
     return "ack"
 
 
-class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Receipt(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     "The device has your downstream message".  It is ACKed like a message.
 
@@ -164,7 +198,7 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return UpstreamAck(to=self.from_, message_id=self.message_id)
 
 
-class Ack(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Ack(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     Connection server to app server: the downstream message was accepted,
     which does not mean delivered.
@@ -186,7 +220,7 @@ class Ack(Struct, frozen=True, kw_only=True, omit_defaults=True):
     failed_registration_ids: list[str] | None = None
 
 
-class Nack(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Nack(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     Connection server to app server: the downstream message was refused.
 
@@ -236,7 +270,7 @@ class Unrecognized(Struct, frozen=True, kw_only=True):
     message_type: str
 
 
-class Notification(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Notification(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     What the device shows to its user.  Which platform honours which key is in
     Google's reference; unknown ones are ignored by the device.
@@ -246,6 +280,12 @@ class Notification(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @ivar badge: a number, as a string.
     @ivar sound: a file's name; on iOS also a dictionary.
     """
+
+    def __repr__(self) -> str:
+        """
+        Nothing of what it says.
+        """
+        return "Notification(...)"
 
     title: str | None = None
     body: str | None = None
@@ -264,7 +304,7 @@ class Notification(Struct, frozen=True, kw_only=True, omit_defaults=True):
     image: str | None = None
 
 
-class DownstreamMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DownstreamMessage(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """
     A message for devices.
 

@@ -9,6 +9,7 @@ line, with the exit status 1.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from twisted.python import usage
 from fcmxmpp import __version__
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import POLICIES, Policy
+from fcmxmpp.webhook import checkURL
 
 
 if sys.version_info >= (3, 11):
@@ -44,7 +46,13 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @ivar endpoint: a Twisted client endpoint description, or None for the
         embedded connection server.
+    @ivar connections: how many links to keep open.
+    @ivar sendAPI: a Twisted server endpoint description for the send API, or
+        None for no such thing; whether it needs a token is yet to be checked.
+    @ivar sendAPIToken: what its clients have to show.
+    @ivar webhookToken: what a webhook is shown.
     @ivar demo: whether to run the demonstration and end.
+    @ivar daemon: whether twistd puts the process into the background.
     @ivar announce: whether to print where the embedded server listens, too,
         because the log goes elsewhere.
     """
@@ -52,10 +60,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     credentials: Credentials | None
     senderID: str
     endpoint: str | None
+    connections: int
+    sendAPI: str | None
+    sendAPIToken: str | None
+    webhookToken: str | None
     demo: bool
     handler: str
     policy: Policy
     grace: float
+    daemon: bool
     announce: bool
 
 
@@ -73,6 +86,7 @@ class Options(usage.Options):
     optFlags = [
         ["embedded", None, "Run a connection server inside, with a simulated device, and use it"],
         ["demo", None, "With --embedded: show messages on their way, and end"],
+        ["ordered", None, "Handle the messages of each device one at a time, in their order"],
     ]
 
     optParameters = [
@@ -95,13 +109,36 @@ class Options(usage.Options):
             "handler",
             None,
             None,
-            "What handles messages: the dotted name of an IUpstreamHandler, or of a callable that takes the "
-            "IDownstreamSender and returns one  [default: jsonlines: each as a line on standard output]",
+            "What handles messages: jsonlines (each as a line on standard output), jsonlines:PATH (in a "
+            "file), echo (sends them back), webhook:URL (POSTs them), the dotted name of an "
+            "IUpstreamHandler, or that of a callable that takes the IDownstreamSender and returns one  "
+            "[default: jsonlines]",
         ],
+        [
+            "webhook-token-file",
+            None,
+            None,
+            "File whose first line is sent to the webhook as Authorization: Bearer",
+        ],
+        ["connections", None, None, "Links to the connection server to keep open  [default: 1]"],
         ["ack", None, None, f"When to acknowledge: {' or '.join(POLICIES)}  [default: handled]"],
         ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
         ["handler-tries", None, None, "Tries before a message is put aside  [default: 3]"],
         ["grace", None, None, "Seconds that handlers get to end at the stop  [default: 10]"],
+        [
+            "send-api",
+            None,
+            None,
+            "Serve HTTP for local programs, who can POST /send a downstream message: a Twisted server "
+            "endpoint, such as unix:PATH or tcp:PORT:interface=127.0.0.1",
+        ],
+        [
+            "send-api-token-file",
+            None,
+            None,
+            "File whose first line they have to send as Authorization: Bearer; there has to be one if "
+            "--send-api can be reached from other machines",
+        ],
         ["config", None, None, "TOML file with these options by the same names"],
     ]
 
@@ -109,6 +146,8 @@ class Options(usage.Options):
         optActions={
             "config": usage.CompleteFiles("*.toml"),
             "server-key-file": usage.CompleteFiles(),
+            "send-api-token-file": usage.CompleteFiles(),
+            "webhook-token-file": usage.CompleteFiles(),
             "ack": usage.CompleteList(list(POLICIES)),
         }
     )
@@ -173,6 +212,8 @@ class Options(usage.Options):
         if not (senderID.isascii() and senderID.isdigit()):
             raise usage.UsageError("--sender-id has to be decimal digits")
         handler = self._value("handler") or "jsonlines"
+        webhookToken = self._token("webhook-token-file", "webhook token")
+        self._checkHandler(handler, webhookToken)
         # Only twistd itself knows whether there will be a standard output.
         # ("twist" and Windows know no daemon).
         parent: Any = self.parent or {}
@@ -180,8 +221,12 @@ class Options(usage.Options):
         if handler == "jsonlines" and daemon and not demo:
             raise usage.UsageError(
                 "the default handler writes to standard output, which a daemon does not have: "
-                "use twistd -n, or name a --handler"
+                "use twistd -n, or name a --handler, such as jsonlines:PATH"
             )
+        sendAPI = self._value("send-api")
+        sendAPIToken = self._token("send-api-token-file", "send API token")
+        if sendAPIToken is not None and sendAPI is None:
+            raise usage.UsageError("--send-api-token-file needs --send-api")
         grace = self._number("grace", 10.0)
         if grace < 0:
             raise usage.UsageError("--grace has to be 0 or more seconds")
@@ -189,10 +234,15 @@ class Options(usage.Options):
             credentials=None if embedded else Credentials(senderID, self._serverKey()),
             senderID=senderID,
             endpoint=endpoint,
+            connections=self._whole("connections", 1, 1000),
+            sendAPI=sendAPI,
+            sendAPIToken=sendAPIToken,
+            webhookToken=webhookToken,
             demo=demo,
             handler=handler,
             policy=self._policy(),
             grace=grace,
+            daemon=daemon,
             announce=self._chooseLog(daemon, demo),
         )
 
@@ -200,16 +250,34 @@ class Options(usage.Options):
         """
         How messages are handled.
         """
-        tries = self._number("handler-tries", 3.0)
-        if tries < 1 or tries != int(tries):
-            raise usage.UsageError("--handler-tries has to be a whole number, 1 or more")
+        tries = self._whole("handler-tries", 3)
         timeout = self._number("handler-timeout", 60.0)
         if timeout <= 0:
             raise usage.UsageError("--handler-timeout has to be more than 0 seconds")
         ack = self._value("ack") or "handled"
         if ack not in POLICIES:
             raise usage.UsageError(f"--ack has to be one of: {', '.join(POLICIES)}")
-        return Policy(ack=ack, handlerTimeout=timeout, handlerTries=int(tries))
+        ordered = self._flag("ordered")
+        return Policy(ack=ack, ordered=ordered, handlerTimeout=timeout, handlerTries=tries)
+
+    def _checkHandler(self, handler: str, token: str | None) -> None:
+        """
+        See to it that a handler's name makes sense, as far as that can be told
+        from the name.  What is wrong is told without quoting it, because a URL
+        may have a secret in it.
+        """
+        kind, colon, rest = handler.partition(":")
+        if token is not None and kind != "webhook":
+            raise usage.UsageError("--webhook-token-file needs --handler webhook:URL")
+        if kind == "webhook":
+            try:
+                checkURL(rest, token is not None)
+            except ValueError as error:
+                raise usage.UsageError(f"--handler webhook:URL: the URL {error}") from None
+        elif colon and not (kind == "jsonlines" and rest):
+            raise usage.UsageError(
+                "--handler has to be jsonlines, jsonlines:PATH, echo, webhook:URL or a dotted name"
+            )
 
     def _serverKey(self) -> str:
         """
@@ -226,13 +294,19 @@ class Options(usage.Options):
         path = path or self._file.get("server-key-file")
         if path is None:
             raise usage.UsageError("no server key: give --server-key-file, or set FCM_SERVER_KEY_FILE")
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise usage.UsageError(f"cannot read the server key: {_why(error)}: {path}") from None
-        if not lines or not lines[0].strip():
-            raise usage.UsageError(f"the first line of the server key file is empty: {path}")
-        return lines[0].strip()
+        return _firstLine(path, "server key")
+
+    def _token(self, name: str, what: str) -> str | None:
+        """
+        The token in the file that a setting names.
+        """
+        path = self._value(name)
+        if path is None:
+            return None
+        token = _firstLine(path, what)
+        if not re.fullmatch("[!-~]+", token):
+            raise usage.UsageError(f"the {what} may only have ASCII letters, digits and signs: {path}")
+        return token
 
     def _readConfig(self, path: str | None) -> dict[str, str]:
         """
@@ -289,6 +363,17 @@ class Options(usage.Options):
             raise usage.UsageError(f"--{name} has to be a number")
         return number
 
+    def _whole(self, name: str, default: int, most: int | None = None) -> int:
+        """
+        A setting that is a whole number, 1 or more.
+        """
+        number = self._number(name, default)
+        if number < 1 or number != int(number) or (most is not None and number > most):
+            raise usage.UsageError(
+                f"--{name} has to be a whole number, 1 {f'to {most}' if most else 'or more'}"
+            )
+        return int(number)
+
     def _chooseLog(self, daemon: bool, demo: bool) -> bool:
         """
         Keep the log off the standard output, which belongs to the handler:
@@ -310,6 +395,19 @@ def die(message: str) -> NoReturn:
     End with one line and the exit status 1.
     """
     raise SystemExit("twistd fcm-xmpp: " + " ".join(message.split()))
+
+
+def _firstLine(path: str, what: str) -> str:
+    """
+    What is in the first line of a file.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise usage.UsageError(f"cannot read the {what}: {_why(error)}: {path}") from None
+    if not lines or not lines[0].strip():
+        raise usage.UsageError(f"the first line of the {what} file is empty: {path}")
+    return lines[0].strip()
 
 
 def _why(error: Exception) -> str:

@@ -25,12 +25,13 @@ What may happen in which phase (every pair is tested)::
   receive an answer   Answered or Foreign   Answered or Foreign   nothing
   receive draining    DRAINING, Draining    nothing               nothing
   drain (server)      DRAINING, Send        nothing               nothing
+  no answer in time   Overdue, Probe        Overdue, Probe        nothing
   lost                CLOSED, Lost          CLOSED, Lost          nothing
 
 Limits that a peer may run into:
 
-  - An app server that leaves more than a window and L{OVERRUN} of its messages
-    without our answer gets C{SERVICE_UNAVAILABLE} for what is beyond.
+  - An app server that has sent a window and L{OVERRUN} of messages which we have
+    not answered yet gets C{SERVICE_UNAVAILABLE} for what is beyond.
   - An answer that does not come in time is waited for no longer, and the peer
     is probed; while a probe is unanswered there is no room on the stream.
 """
@@ -231,7 +232,8 @@ class Session:
         @param quiet: seconds of silence after which the app server's end
             probes its peer; the connection server's end writes a keep-alive
             as often.
-        @param patience: seconds that a probe may stay without an answer.
+        @param patience: seconds that a probe may stay without an answer, no
+            more than C{quiet}.
         @param answerWithin: seconds that the app server's end waits for the
             answer to a message.  It is longer than it takes to find a dead
             peer, so that what was sent to one goes to the next instead of
@@ -243,12 +245,14 @@ class Session:
         self._window: Window[_Key, Sendable] = Window(window)
         # When each of them was sent, in the same order.
         self._sentAt: dict[_Key, float] = {}
+        # How many messages an app server waits for our answers to.
         self._owed = 0
         self._quiet = quiet
         self._patience = patience
         self._answerWithin = answerWithin
         self._lastHeard = now
-        self._lastWoken = now
+        # The latest time that is known: nothing will be sent before it.
+        self._latest = now
         self._probed: float | None = None
         self._lastKeepAlive = now
 
@@ -289,9 +293,11 @@ class Session:
         """
         if self.phase is not Phase.OPEN:
             raise ValueError(f"nothing may be sent on a stream that is {self.phase.value}")
+        if self._probed is not None:
+            raise ValueError("nothing may be sent while a probe is unanswered")
         key = _keyOf(message)
         self._window.add(key, message)
-        self._sentAt[key] = now
+        self._sentAt[key] = self._latest = now
         return [Send(message)]
 
     def answer(self, answer: Answer) -> list[Output]:
@@ -303,7 +309,8 @@ class Session:
         """
         if self.phase is Phase.CLOSED:
             return []
-        self._owed -= 1
+        if self.role is Role.CONNECTION_SERVER:
+            self._owed -= 1
         return [Send(answer)]
 
     def giveUp(self, message_id: str) -> Sendable | None:
@@ -406,9 +413,8 @@ class Session:
         """
         if self.role is Role.CONNECTION_SERVER:
             return self._lastKeepAlive + self._quiet
-        # Without anything unanswered it is soon enough for what is sent from
-        # now on.
-        oldest = next(iter(self._sentAt.values()), self._lastWoken)
+        # With nothing unanswered, soon enough for whatever is sent next.
+        oldest = next(iter(self._sentAt.values()), self._latest)
         return min(self._silentAt, oldest + self._answerWithin)
 
     @property
@@ -431,7 +437,7 @@ class Session:
                 return []
             self._lastKeepAlive = now
             return [KeepAlive()]
-        self._lastWoken = now
+        self._latest = now
         outputs = self._overdue(now)
         if self._probed is None:
             if outputs or now >= self._silentAt:
@@ -447,11 +453,7 @@ class Session:
         """
         Wait no longer for the answers that should have come by now.
         """
-        late = []
-        for key, since in self._sentAt.items():
-            if since + self._answerWithin > now:
-                break
-            late.append(key)
+        late = [key for key, since in self._sentAt.items() if since + self._answerWithin <= now]
         outputs: list[Output] = []
         for key in late:
             message = self._take(key)
@@ -462,7 +464,7 @@ class Session:
 
 def _nack(message: DownstreamMessage, error: str, description: str) -> Nack:
     """
-    The answer to a message that this stream takes not, or not now.
+    The answer to a message that this stream does not take, or not now.
     """
     return Nack(
         from_=message.to or message.condition,

@@ -21,7 +21,7 @@ from uuid import uuid4
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.logger import (
     FilteringLogObserver,
     ILogFilterPredicate,
@@ -40,8 +40,11 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
 from fcmxmpp.errors import HandlerFailed
-from fcmxmpp.handlers import JSONLines
-from fcmxmpp.options import Options, die
+from fcmxmpp.handlers import AppendedFile, Echo, JSONLines
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.options import Options, Settings, die
+from fcmxmpp.sendapi import SendAPI, isLocal, listener
+from fcmxmpp.webhook import TIMEOUT, Webhook, WebhookConnections
 
 
 __all__ = ["Options", "makeService", "quietLog", "stderrLog"]
@@ -85,10 +88,13 @@ def _standard(name: str) -> TextIO:
     return stream
 
 
-def _makeHandler(name: str) -> Any:
+def _makeHandler(settings: Settings, reactor: Any, services: MultiService) -> Any:
     """
     Find the handler, or what makes it.
+
+    @param services: where to add what it needs.
     """
+    name = settings.handler
     if name == "jsonlines":
         if sys.__stdout__ is None:
             die("the default handler writes to standard output, which is closed: name a --handler")
@@ -98,6 +104,16 @@ def _makeHandler(name: str) -> Any:
             # A file has no reader that could stall.
             return JSONLines(output)
         return JSONLines(output, lambda patience: bool(select.select([], [output], [], patience)[1]))
+    if name.startswith("jsonlines:"):
+        path = os.path.abspath(name.removeprefix("jsonlines:"))
+        try:
+            return JSONLines(AppendedFile(path))
+        except (OSError, ValueError) as error:
+            die(f"--handler: cannot write to {path}: {getattr(error, 'strerror', None) or error}")
+    if name == "echo":
+        return Echo
+    if name.startswith("webhook:"):
+        return _makeWebhook(settings, reactor, services)
     try:
         return namedAny(name)
     except Exception as error:
@@ -122,6 +138,45 @@ def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
         die(f"--endpoint has to look like tls:HOST:PORT or tls:HOST:PORT:trustRoots=DIR, not {description!r}")
 
 
+def _makeWebhook(settings: Settings, reactor: Any, services: MultiService) -> Any:
+    """
+    What makes the handler that POSTs to a URL.
+    """
+    connections = WebhookConnections(reactor)
+    connections.setServiceParent(services)
+
+    def make(sender: IDownstreamSender) -> IUpstreamHandler:
+        return Webhook(
+            settings.handler.removeprefix("webhook:"),
+            sender,
+            connections.agent,
+            reactor,
+            token=settings.webhookToken,
+            timeout=min(TIMEOUT, settings.policy.handlerTimeout / 2),
+        )
+
+    return make
+
+
+def _makeListener(reactor: Any, description: str, token: str | None) -> IStreamServerEndpoint:
+    """
+    The endpoint that C{--send-api} describes.
+    """
+    try:
+        endpoint = listener(reactor, description)
+    except Exception as error:
+        die(
+            f"--send-api has to look like unix:PATH or tcp:PORT:interface=127.0.0.1, not {description!r} "
+            f"({type(error).__name__}: {error})"
+        )
+    if token is None and not isLocal(description):
+        die(
+            f"--send-api {description} can be reached from other machines: it needs --send-api-token-file, "
+            "or interface=127.0.0.1, or use unix:PATH"
+        )
+    return endpoint
+
+
 def makeService(options: Options, reactor: Any = None) -> IService:
     """
     Make the service that C{twistd fcm-xmpp} runs.
@@ -143,11 +198,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             handler = observer = Demo(embedded, reactor, _printLine, status.end)
             observer.setServiceParent(services)
         else:
-            handler = _makeHandler(settings.handler)
+            handler = _makeHandler(settings, reactor, services)
             _Announcement(embedded, settings.announce).setServiceParent(services)
             DeviceThatTalks(embedded, reactor, lambda: str(uuid4())).setServiceParent(services)
     else:
-        handler = _makeHandler(settings.handler)
+        handler = _makeHandler(settings, reactor, services)
         credentials = settings.credentials
         endpoint = _makeEndpoint(reactor, settings.endpoint or "")
     try:
@@ -156,6 +211,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             credentials,
             handler,
             clock=reactor,
+            connections=settings.connections,
             policy=settings.policy,
             grace=settings.grace,
             observer=observer,
@@ -166,9 +222,52 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             f"IDownstreamSender and returns one: {type(error).__name__}: {str(error)[:200]} "
             "(is @implementer(IUpstreamHandler) missing?)"
         )
-    server.setServiceParent(services)
+    if settings.sendAPI is None:
+        server.setServiceParent(services)
+    else:
+        # Both stop at the same time, this one first: it takes no more requests,
+        # and waits for the app server to settle those that there are.
+        both = MultiService()
+        both.setServiceParent(services)
+        server.setServiceParent(both)
+        _SendAPI(settings, server, reactor).setServiceParent(both)
     service: IService = services
     return service
+
+
+class _SendAPI(SendAPI):
+    """
+    The send API, for a process that is to end if it cannot listen.
+    """
+
+    def __init__(self, settings: Settings, sender: IDownstreamSender, reactor: Any) -> None:
+        self._description = settings.sendAPI or ""
+        self._alsoPrint = settings.announce
+        self._daemon = settings.daemon
+        endpoint = _makeListener(reactor, self._description, settings.sendAPIToken)
+        super().__init__(endpoint, sender, reactor, lambda: str(uuid4()), settings.sendAPIToken)
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen.
+
+        @raise SystemExit: if that is impossible.  Nothing has been started yet,
+            so nothing is left behind.
+        @raise CannotListenError: the same for a daemon: who has started it
+            waits until its twistd has told how that went, and so would for
+            ever.
+        """
+        try:
+            super().privilegedStartService()
+        except Exception as error:
+            cause = getattr(error, "socketError", error)
+            why = getattr(cause, "strerror", None) or str(cause)
+            _log.critical("--send-api {where}: cannot listen: {why}", where=self._description, why=why)
+            if self._alsoPrint:
+                _printError(f"twistd fcm-xmpp: --send-api {self._description}: cannot listen: {why}")
+            if self._daemon:
+                raise
+            raise SystemExit(1) from None
 
 
 class _InOrder(MultiService):
@@ -205,6 +304,15 @@ def _printLine(line: str) -> None:
     output.flush()
 
 
+def _printError(line: str) -> None:
+    """
+    Print a line for people, where the log would be if it did not go elsewhere.
+    """
+    error = _standard("stderr")
+    error.write(line + "\n")
+    error.flush()
+
+
 class _Announcement(Service):
     """
     Says where the embedded connection server listens.
@@ -222,9 +330,7 @@ class _Announcement(Service):
         description = self._embedded.description
         _log.info("embedded connection server: connect to it with {options}", options=description)
         if self._alsoPrint:
-            error = _standard("stderr")
-            error.write(f"embedded connection server: connect to it with {description}\n")
-            error.flush()
+            _printError(f"embedded connection server: connect to it with {description}")
 
 
 class _ExitStatus(Service):

@@ -26,7 +26,7 @@ from fcmxmpp.messages import (
 )
 
 
-__all__ = ["checkSendable"]
+__all__ = ["checkSendable", "isReserved"]
 
 #: Characters of a registration token or notification key.  Real tokens have
 #: 140 to 200, but they are Google's affair and have grown before.
@@ -41,11 +41,6 @@ _FLAGS = (
 )
 #: How no key of data may begin.
 _PREFIXES = ("google", "gcm")
-#: What no key of data may be.  On an Android device the data stand beside what
-#: the connection server adds, and there a C{message_type} makes the client
-#: library take the message for something else.
-_RESERVED = ("from", "message_type")
-_SUSPECT = _PREFIXES + _RESERVED
 #: The keys of a notification, and what errors call them.
 _PARTS = tuple((name, f"notification.{name}") for name in Notification.__struct_fields__)
 _COLOR = re.compile("#[0-9a-fA-F]{6}")
@@ -54,6 +49,13 @@ _Plain = str | bool | int | float
 _encode = msgspec.json.Encoder().encode
 _decodePlainObject = msgspec.json.Decoder(dict[str, _Plain]).decode
 _decodePlainArray = msgspec.json.Decoder(list[_Plain]).decode
+
+
+def isReserved(key: str) -> bool:
+    """
+    Whether no message's data may have this key, because FCM uses it.
+    """
+    return key == "from" or key.startswith(_PREFIXES)
 
 
 def checkSendable(message: DownstreamMessage) -> None:
@@ -156,11 +158,8 @@ def _dataSize(data: object) -> int:
     for key, value in data.items():
         if type(key) is not str or type(value) is not str:
             raise NotSendable("data", "must have strings only, as keys and as values")
-        if key.startswith(_SUSPECT):
-            if key in _RESERVED:
-                raise NotSendable("data", f"must not have the key {key}, which is reserved")
-            if key.startswith(_PREFIXES):
-                raise NotSendable("data", "must not have a key that begins with google or gcm")
+        if isReserved(key):
+            raise NotSendable("data", "must not have the key from, nor one that begins with google or gcm")
         size += _size("data", key + value)
     return size
 

@@ -7,24 +7,32 @@ what it is to write, and a deadline is the safety net.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import queue
 import re
 import selectors
 import shlex
 import shutil
 import signal
+import socket
+import ssl
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp import __version__
-from tests.checkout import childEnvironment, script
+from tests.certificates import authority
+from tests.checkout import CHECKOUT, childEnvironment, script
 
 
 #: Seconds that a process may take for what it is waited for.
@@ -341,7 +349,9 @@ class WrongUseTests(CommandLineCase):
             "grace",
         ):
             self.assertIn(f"--{name}", help.out)
-        for name in ("handler-timeout", "handler-tries", "config", "help", "version"):
+        for name in ("handler-timeout", "handler-tries", "config", "help", "version", "ordered"):
+            self.assertIn(f"--{name}", help.out)
+        for name in ("connections", "send-api", "send-api-token-file", "webhook-token-file"):
             self.assertIn(f"--{name}", help.out)
         self.assertIn("FCM_SERVER_KEY_FILE", help.out)
         self.assertIn("Firebase Cloud Messaging XMPP app server", help.out)
@@ -620,3 +630,369 @@ class OutsideTests(CommandLineCase):
         child.until("connection lost: the server ended the stream with an error: system-shutdown")
         child.until("cannot log in: connection refused: nothing listens there; next try in [0-9.]+ s\n")
         self.stopped(child)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """
+    HTTP over a unix socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        """
+        Connect.
+        """
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(str(self._path))
+
+
+class SendAPITests(CommandLineCase):
+    """
+    C{--send-api}.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have a place for a socket, with a short name.
+        """
+        super().setUp()
+        self.socket = self.directory / "s"
+        self.message: dict[str, Any] = {"to": "embedded-device", "data": {"op": "wake"}}
+
+    def ask(self, connection: http.client.HTTPConnection, body: Any = None, **headers: str) -> None:
+        """
+        Ask for a message to be sent.
+        """
+        self.addCleanup(connection.close)
+        given = {"Content-Type": "application/json"} | headers
+        connection.request("POST", "/send", json.dumps(body or self.message), given)
+
+    def answer(self, connection: http.client.HTTPConnection) -> tuple[int, Any]:
+        """
+        The answer.
+        """
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    def listening(self, *arguments: str) -> tuple[Child, str]:
+        """
+        A process whose send API listens, and where.
+        """
+        child = self.twistd("--embedded", *arguments)
+        where = child.until(r"#info\] the send API listens on (.+)\n")[1]
+        child.until("logged in")
+        return child, where
+
+    def test_unix(self) -> None:
+        """
+        Over a unix socket, which is for its owner alone, each message is
+        answered with what became of it; at the stop the socket's file goes.
+        """
+        child, where = self.listening("--send-api", f"unix:{self.socket}")
+        self.assertEqual(str(self.socket), where)
+        self.assertEqual(0o600, stat.S_IMODE(self.socket.stat().st_mode))
+        connection = UnixConnection(self.socket)
+        self.ask(connection)
+        status, value = self.answer(connection)
+        self.assertEqual((200, "ack"), (status, value["ack"]["message_type"]))
+        self.assertRegex(value["ack"]["message_id"], "^[0-9a-f-]{36}$")
+        self.ask(connection, self.message | {"to": "unknown-device", "message_id": "m-1"})
+        status, value = self.answer(connection)
+        self.assertEqual(410, status)
+        self.assertEqual(("m-1", True), (value["nack"]["message_id"], value["nack"]["token_gone"]))
+        self.ask(connection, {"to": 1})
+        self.assertEqual(400, self.answer(connection)[0])
+        self.stopped(child)
+        self.assertFalse(self.socket.exists())
+        for secret in ("embedded-device", "unknown-device", "wake"):
+            self.assertNotIn(secret, child.err)
+        self.assertEqual([], os.listdir(self.cwd))
+
+    def test_tcp(self) -> None:
+        """
+        Over TCP a token can be required.
+        """
+        token = self.write("token", "EXAMPLE-TOKEN\n")
+        child, where = self.listening(
+            "--send-api", "tcp:0:interface=127.0.0.1", "--send-api-token-file", token
+        )
+        for headers, expected in (({}, 401), ({"Authorization": "Bearer EXAMPLE-TOKEN"}, 200)):
+            connection = http.client.HTTPConnection(where, timeout=PATIENCE)
+            self.ask(connection, **headers)
+            self.assertEqual(expected, self.answer(connection)[0])
+        self.stopped(child)
+        self.assertNotIn("EXAMPLE-TOKEN", child.err)
+
+    def test_stop(self) -> None:
+        """
+        A client that waits when the process is stopped gets its answer.
+        """
+        free = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(free.close)
+        child = self.twistd(
+            "--endpoint",
+            f"tls:localhost:{free.getsockname()[1]}",
+            "--sender-id",
+            "1",
+            "--send-api",
+            f"unix:{self.socket}",
+            FCM_SERVER_KEY="EXAMPLE-SERVER-KEY",
+        )
+        child.until("the send API listens on")
+        connection = UnixConnection(self.socket)
+        self.ask(connection)
+        # It has come in when a second one with the same name is refused.
+        named = UnixConnection(self.socket)
+        self.ask(named, self.message | {"message_id": "m-1"})
+        again = UnixConnection(self.socket)
+        self.ask(again, self.message | {"message_id": "m-1"})
+        self.assertEqual((400, "message_id"), self.field(self.answer(again)))
+        self.stopped(child)
+        for each in (connection, named):
+            status, value = self.answer(each)
+            self.assertEqual(503, status)
+            self.assertIn("stopped", value["error"]["reason"])
+
+    def field(self, answer: tuple[int, Any]) -> tuple[int, str]:
+        """
+        What an answer says is wrong.
+        """
+        return answer[0], answer[1]["error"]["field"]
+
+    def test_taken(self) -> None:
+        """
+        What somebody listens on already ends the process with the exit status
+        1, one line that says so, and no file left; the other goes on.
+        """
+        first, _ = self.listening("--send-api", f"unix:{self.socket}")
+        (directory,) = self.temporary.iterdir()
+        busy = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(busy.close)
+        port = busy.getsockname()[1]
+        for description, why in (
+            (f"unix:{self.socket}", "somebody listens on it already"),
+            (f"tcp:{port}:interface=127.0.0.1", "Address already in use"),
+        ):
+            child = self.twistd("--embedded", "--send-api", description)
+            self.assertEqual(1, child.end(), child.err)
+            self.assertIn(f"#critical] --send-api {description}: cannot listen: {why}\n", child.err)
+            self.assertNotIn("Traceback", child.err)
+            self.assertEqual("", child.out)
+        self.assertEqual([directory], list(self.temporary.iterdir()))
+        connection = UnixConnection(self.socket)
+        self.ask(connection)
+        self.assertEqual(200, self.answer(connection)[0])
+        self.stopped(first)
+
+    def test_takenDaemon(self) -> None:
+        """
+        So does a daemon, which has it in its log; who starts it is told.
+        """
+        busy = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(busy.close)
+        where = f"tcp:{busy.getsockname()[1]}:interface=127.0.0.1"
+        child = self.twistd(
+            "--embedded", "--handler", "echo", "--send-api", where, options=("--logfile=the.log",)
+        )
+        self.assertEqual(1, child.end(), child.err)
+        self.assertIn("CannotListenError", child.err)
+        self.assertRegex((self.cwd / "the.log").read_text(), "cannot listen: Address already in use\n")
+        self.assertEqual([], os.listdir(self.temporary))
+
+    def test_afterCrash(self) -> None:
+        """
+        The file that a killed process has left is no obstacle.
+        """
+        child, _ = self.listening("--send-api", f"unix:{self.socket}")
+        child.process.kill()
+        child.end()
+        self.assertTrue(self.socket.exists())
+        again, _ = self.listening("--send-api", f"unix:{self.socket}")
+        connection = UnixConnection(self.socket)
+        self.ask(connection)
+        self.assertEqual(200, self.answer(connection)[0])
+        self.stopped(again)
+
+    def test_fileRemoved(self) -> None:
+        """
+        That somebody has removed the socket's file does not keep the process
+        from stopping in order.
+        """
+        child, _ = self.listening("--send-api", f"unix:{self.socket}")
+        self.socket.unlink()
+        self.stopped(child)
+        self.assertIn("closing the send API's port failed: No such file", child.err)
+
+
+class WebhookTests(CommandLineCase):
+    """
+    C{--handler webhook:URL}.
+    """
+
+    def served(self, context: ssl.SSLContext | None = None) -> tuple[int, queue.Queue[Any]]:
+        """
+        A web server.
+
+        @return: its port, and what is POSTed to it.
+        """
+        posted: queue.Queue[Any] = queue.Queue()
+
+        class Hook(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                posted.put((self.path, self.headers, body))
+                answer = json.dumps(
+                    {"send": [{"to": body["from"], "data": {"op": "thanks"}}, {"to": "gone"}]}
+                )
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer.encode())
+
+            def log_message(self, *arguments: object) -> None:
+                """
+                Be silent.
+                """
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *arguments: object) -> None:
+                """
+                A client that does not trust us hangs up; that is what it should.
+                """
+
+        server = Server(("127.0.0.1", 0), Hook)
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.addCleanup(server.server_close)
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        return server.server_port, posted
+
+    def test_handled(self) -> None:
+        """
+        Each message is POSTed, with the token, and handled; what the answer
+        sends is sent, which the one that is refused shows.
+        """
+        port, posted = self.served()
+        token = self.write("token", "EXAMPLE-TOKEN\n")
+        url = f"http://127.0.0.1:{port}/hook?key=secret"
+        child = self.twistd("--embedded", "--handler", f"webhook:{url}", "--webhook-token-file", token)
+        path, headers, body = posted.get(timeout=PATIENCE)
+        self.assertEqual("/hook?key=secret", path)
+        self.assertEqual("Bearer EXAMPLE-TOKEN", headers["Authorization"])
+        self.assertEqual({"greeting": "hello", "count": "1"}, body["data"])
+        child.until(
+            f"the answer '[0-9a-f-]+' to '{body['message_id']}' was not sent: BAD_REGISTRATION|UNREGISTERED"
+        )
+        self.stopped(child)
+        self.assertEqual(1, child.err.count("was not sent"))
+        self.assertEqual("", child.out)
+        for secret in ("EXAMPLE-TOKEN", "secret", "thanks", "embedded-device"):
+            self.assertNotIn(secret, child.err)
+
+    def test_README(self) -> None:
+        """
+        The two commands of the README for other languages work together: the
+        message of the device is POSTed, and what curl sends is accepted.
+        """
+        text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+        blocks = [block.replace("\\\n", " ") for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text)]
+        (run,) = [shlex.split(block) for block in blocks if "--send-api unix:send.sock" in block]
+        (send,) = [shlex.split(block) for block in blocks if "--unix-socket send.sock" in block]
+        self.assertEqual(["twistd", "-n", "fcm-xmpp"], run[:3])
+        port, posted = self.served()
+        child = self.twistd(*[word.replace(":8000/", f":{port}/") for word in run[3:]])
+        self.assertEqual("/fcm", posted.get(timeout=PATIENCE)[0])
+        child.until("the send API listens on ")
+        curl = shutil.which("curl")
+        if curl is not None:
+            done = subprocess.run(
+                [curl, "--silent", *send[1:]], cwd=self.cwd, capture_output=True, check=True, timeout=PATIENCE
+            )
+            self.assertEqual("ack", json.loads(done.stdout)["ack"]["message_type"])
+        self.stopped(child)
+
+    def test_HTTPS(self) -> None:
+        """
+        A web server whose certificate is from an authority that nobody knows
+        gets nothing, and the messages wait; one from an authority that the
+        system knows does.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority("hook").issue_cert("localhost").configure_cert(context)
+        port, posted = self.served(context)
+        hook = ("--embedded", "--handler", f"webhook:https://localhost:{port}/")
+        child = self.twistd(*hook)
+        child.until(
+            "the handler cannot work now: no answer from the webhook: TLS failed: certificate verify failed"
+        )
+        self.stopped(child)
+        self.assertTrue(posted.empty())
+        trusted = str(self.directory / "authority.pem")
+        authority("hook").cert_pem.write_to_path(trusted)
+        child = self.twistd(*hook, SSL_CERT_FILE=trusted)
+        self.assertEqual("1", posted.get(timeout=PATIENCE)[2]["data"]["count"])
+        self.stopped(child)
+        self.assertNotIn("cannot work", child.err)
+
+    def test_unreachable(self) -> None:
+        """
+        While there is no web server the messages wait, which is told in one
+        line.
+        """
+        free = socket.create_server(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        child = self.twistd("--embedded", "--handler", f"webhook:http://127.0.0.1:{port}/")
+        child.until(
+            "the handler cannot work now: no answer from the webhook: ConnectionRefusedError; 1 messages"
+        )
+        self.stopped(child)
+
+
+class FileTests(CommandLineCase):
+    """
+    C{--handler jsonlines:PATH}.
+    """
+
+    def test_daemon(self) -> None:
+        """
+        A daemon can write the messages to a file, whose path is meant from
+        where it was started.
+        """
+        pidfile = self.cwd / "the.pid"
+        ended, passed = os.pipe()
+        self.addCleanup(os.close, ended)
+        command = [sys.executable, script("twistd"), f"--pidfile={pidfile}", f"--rundir={self.modules}"]
+        try:
+            launcher = subprocess.run(
+                [*command, "--logfile=the.log", "fcm-xmpp", "--embedded", "--handler", "jsonlines:messages"],
+                cwd=self.cwd,
+                env=childEnvironment(TMPDIR=str(self.temporary)),
+                pass_fds=[passed],
+                capture_output=True,
+                timeout=PATIENCE,
+            )
+        finally:
+            os.close(passed)
+        self.assertEqual((0, b"", b""), (launcher.returncode, launcher.stdout, launcher.stderr))
+        pid = int(pidfile.read_text())
+        log = self.cwd / "the.log"
+        until = time.monotonic() + PATIENCE
+        while not (self.cwd / "messages").read_text():
+            self.assertLess(time.monotonic(), until, log.read_text())
+        os.kill(pid, signal.SIGTERM)
+        # It has the only other end, and so has ended when that is closed.
+        os.read(ended, 1)
+        (line,) = (self.cwd / "messages").read_text().splitlines()
+        self.assertEqual({"greeting": "hello", "count": "1"}, json.loads(line)["data"])
+        self.assertNotIn("Traceback", log.read_text())

@@ -31,12 +31,18 @@ from fcmxmpp.messages import (
 )
 from fcmxmpp.payload import decodeFromAppServer, decodeFromConnectionServer, encode
 from fcmxmpp.session import (
+    OVERRUN,
     Answer,
     Answered,
+    Dead,
     Draining,
+    Foreign,
+    KeepAlive,
     Lost,
     Output,
+    Overdue,
     Phase,
+    Probe,
     Received,
     Role,
     Send,
@@ -48,6 +54,9 @@ from fcmxmpp.window import Queue
 
 #: Small, so that it is full most of the time.
 WINDOW = 3
+
+#: What stands for a sign of life, the question for one, and its answer.
+SPACE, PING, PONG = " ", "ping", "pong"
 
 
 def keyOf(message: Sendable) -> str:
@@ -71,17 +80,22 @@ class End:
 
     @ivar accepted: all that was ever to be sent, in order.
     @ivar settled: what was answered for good, and how often.
+    @ivar failed: what was not answered in time, or was beyond the overrun, and
+        how often: it is not sent again here.
     @ivar firsts: what was received, in the order it was received first.
     @ivar toAnswer: what was received and is still to be answered, with the
         session that it was received on.
     @ivar line: the text on its way to the peer.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, answerWithin: float = 120.0) -> None:
         self.role = role
+        self.answerWithin = answerWithin
         self.queue: Queue[str, Sendable] = Queue(1000)
         self.accepted: list[str] = []
         self.settled: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.now = 0.0
         self.firsts: list[str] = []
         self.toAnswer: list[tuple[Session, Sendable]] = []
         self.connect()
@@ -90,13 +104,14 @@ class End:
         """
         A new stream has been logged in.
         """
-        self.session = Session(self.role, 0.0, window=WINDOW)
+        self.session = Session(self.role, self.now, window=WINDOW, answerWithin=self.answerWithin)
         self.line: deque[str] = deque()
         #: The numbers of what was sent on this stream, in the order it was.
         self.sent: list[int] = []
         #: What was refused on this stream, to be sent on another.
         self.refused: list[Sendable] = []
         self.drains = 0
+        self.dead = False
 
     def accept(self, message: Sendable) -> None:
         """
@@ -110,12 +125,17 @@ class End:
         Send for as long as there is room.
         """
         while self.session.room and (message := self.queue.take()) is not None:
-            self.carryOut(self.session.send(message))
+            self.carryOut(self.session.send(message, self.now))
 
     def receive(self, text: str) -> None:
         """
         A line of text has come.
         """
+        self.session.heard(self.now)
+        if text == PING:
+            self.line.append(PONG)
+        if text in (SPACE, PING, PONG):
+            return
         message: FromAppServer | FromConnectionServer
         if self.role is Role.APP_SERVER:
             message = decodeFromConnectionServer(text)
@@ -131,6 +151,13 @@ class End:
         outputs = session.answer(answer)
         assert bool(outputs) is (session is self.session)
         self.carryOut(outputs)
+
+    def wake(self, passed: float) -> None:
+        """
+        Time has passed.
+        """
+        self.now += passed
+        self.carryOut(self.session.wake(self.now))
 
     def carryOut(self, outputs: list[Output]) -> None:
         """
@@ -148,8 +175,21 @@ class End:
             elif isinstance(output, Answered):
                 if isinstance(output.answer, Nack) and output.answer.error == "CONNECTION_DRAINING":
                     self.refused.append(output.message)
+                elif isinstance(output.answer, Nack) and output.answer.error == "SERVICE_UNAVAILABLE":
+                    self.failed[keyOf(output.message)] += 1
                 else:
                     self.settled[keyOf(output.message)] += 1
+            elif isinstance(output, Overdue):
+                self.failed[keyOf(output.message)] += 1
+            elif isinstance(output, Foreign):
+                # An answer that comes after all.
+                assert output.answer.message_id in self.failed
+            elif isinstance(output, Probe):
+                self.line.append(PING)
+            elif isinstance(output, KeepAlive):
+                self.line.append(SPACE)
+            elif isinstance(output, Dead):
+                self.dead = True
             elif isinstance(output, Draining):
                 self.drains += 1
             elif isinstance(output, Lost):
@@ -169,12 +209,12 @@ class ConversationMachine(RuleBasedStateMachine):
     An app server and a connection server talk over streams that are cut.
     """
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(answerWithin=st.sampled_from([40.0, 120.0]))
+    def start(self, answerWithin: float) -> None:
         """
         The first stream is there.
         """
-        self.app = End(Role.APP_SERVER)
+        self.app = End(Role.APP_SERVER, answerWithin)
         self.server = End(Role.CONNECTION_SERVER)
         self.count = 0
 
@@ -259,6 +299,17 @@ class ConversationMachine(RuleBasedStateMachine):
         answer = Ack(from_=message.to, message_id=keyOf(message)) if good else nackOf(message, "INVALID_JSON")
         self.server.answer(which, answer)
 
+    @rule(passed=st.integers(1, 70))
+    def timePasses(self, passed: int) -> None:
+        """
+        Time passes; perhaps too much for an answer, or a sign of life.
+        """
+        for end in (self.app, self.server):
+            end.wake(passed)
+        if self.app.dead:
+            self.cut()
+        self.app.fill()
+
     @precondition(lambda self: self.count > 3)
     @rule()
     def drain(self) -> None:
@@ -289,17 +340,24 @@ class ConversationMachine(RuleBasedStateMachine):
         for end, peer in ((self.app, self.server), (self.server, self.app)):
             # The window, as both ends see it.
             assert end.session.unanswered <= WINDOW
-            assert sum(session is peer.session for session, _ in peer.toAnswer) <= WINDOW
-            # No message is ever overtaken, neither on a stream nor from one stream to the next.
+            toAnswer = sum(session is peer.session for session, _ in peer.toAnswer)
+            assert toAnswer <= (WINDOW + OVERRUN if peer is self.server else WINDOW)
+            assert peer.session.owed == (toAnswer if peer is self.server else 0)
+            # No message is ever overtaken, neither on a stream nor from one stream to the next;
+            # only what has failed may not come at all.
             assert end.sent == sorted(set(end.sent))
-            assert peer.firsts == end.accepted[: len(peer.firsts)]
-            # Nothing is answered that the peer did not receive, and nothing twice.
-            assert set(end.settled) <= set(peer.firsts)
-            assert set(end.settled.values()) <= {1}
-            # Nothing is lost: it waits, is unanswered, was refused, or is settled.
-            kept = len(end.queue) + end.session.unanswered + len(end.refused) + len(end.settled)
-            assert kept == len(end.accepted)
+            received = set(peer.firsts)
+            came = [key for key in end.accepted if key in received or key not in end.failed]
+            assert peer.firsts == came[: len(peer.firsts)]
+            # Nothing is answered that the peer did not receive, and nothing ends twice.
+            assert set(end.settled) <= received
+            assert set((end.settled + end.failed).values()) <= {1}
+            # Nothing is lost: it waits, is unanswered, was refused, is settled, or has failed.
+            kept = len(end.queue) + end.session.unanswered + len(end.refused)
+            assert kept + len(end.settled) + len(end.failed) == len(end.accepted)
             assert end.drains <= 1
+        # A connection server waits for as long as it takes.
+        assert not self.server.failed
 
     def teardown(self) -> None:
         """
@@ -320,8 +378,8 @@ class ConversationMachine(RuleBasedStateMachine):
                 self.serverAnswers(0, True)
         self.promises()
         for end, peer in ((self.app, self.server), (self.server, self.app)):
-            assert peer.firsts == end.accepted
-            assert end.settled == Counter(end.accepted)
+            assert set(end.accepted) - set(peer.firsts) <= set(end.failed)
+            assert end.settled + end.failed == Counter(end.accepted)
             assert (len(end.queue), end.session.unanswered, end.refused) == (0, 0, [])
 
 
@@ -332,8 +390,9 @@ class ConversationTests(SynchronousTestCase):
 
     def test_anyOrder(self) -> None:
         """
-        However streams are drained and cut, every message is received in
-        order and answered exactly once, as its sender sees it.
+        However streams are drained and cut, and however slow either end is,
+        every message is received in order and answered exactly once, as its
+        sender sees it, or else was not answered in time.
         """
         run_state_machine_as_test(ConversationMachine)
 
@@ -403,3 +462,42 @@ class ConversationTests(SynchronousTestCase):
         app.fill()
         self.assertEqual(app.sent, [0, 1, 2])
         self.assertEqual(len(app.queue), 1)
+
+    def test_slowServer(self) -> None:
+        """
+        A connection server that answers pings and no message gets a window of
+        them every two minutes, until it has to refuse what is beyond the
+        overrun; what it answers late is of no use, but lets it take more
+        (A11, S12).
+        """
+        app, server = End(Role.APP_SERVER), End(Role.CONNECTION_SERVER)
+        names = [f"m-{number}" for number in range(25)]
+        for name in names:
+            app.accept(DownstreamMessage(to="tok-A", message_id=name))
+
+        def exchange() -> None:
+            while app.line or server.line:
+                if app.line:
+                    server.receive(app.line.popleft())
+                if server.line:
+                    app.receive(server.line.popleft())
+
+        for _ in range(7):
+            app.fill()
+            exchange()
+            for _ in range(2):
+                self.assertEqual((app.session.room, app.session.unanswered), (0, WINDOW))
+                app.wake(60.0)
+                server.wake(60.0)
+                exchange()
+            self.assertEqual((app.session.room, app.session.unanswered), (WINDOW, 0))
+        self.assertEqual((app.failed, server.firsts), (Counter(names[:21]), names[:21]))
+        app.fill()
+        exchange()
+        self.assertEqual(server.firsts, names[: WINDOW + OVERRUN])
+        self.assertEqual((app.failed["m-23"], app.session.unanswered), (1, 2))
+        server.answer(0, Ack(from_="tok-A", message_id="m-0"))
+        exchange()
+        app.fill()
+        exchange()
+        self.assertEqual((server.firsts[-1], app.settled), ("m-24", {}))

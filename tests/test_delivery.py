@@ -8,7 +8,6 @@ import asyncio
 import concurrent.futures
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hypothesis import settings
@@ -23,7 +22,7 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsJSON, eventAsText
+from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsText
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -31,7 +30,6 @@ from zope.interface import implementer
 from fcmxmpp.delivery import MAX_ACKED, MAX_WAITERS, POLICIES, Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, Stopped, StreamLost
 from fcmxmpp.interfaces import (
-    AppServerEvent,
     Arrived,
     DeadLettered,
     Handled,
@@ -40,142 +38,13 @@ from fcmxmpp.interfaces import (
     Repeated,
     Undecodable,
 )
-from fcmxmpp.messages import RECEIPT_SENDER, Receipt, ReceiptData, UpstreamMessage
-from fcmxmpp.testing import RecordingHandler, RecordingObserver
+from fcmxmpp.messages import RECEIPT_SENDER, UpstreamMessage
+from fcmxmpp.testing import RecordingHandler
+from tests.delivering import DeliveryCase, Harness, receipt, rendered, upstream
 
 
 #: What must not get into any log: a handler's exception quotes the message.
 SECRET = "the-password-of-the-user"
-
-
-def upstream(message_id: str, from_: str = "tok-A", **data: str) -> UpstreamMessage:
-    """
-    A message of a device.
-    """
-    return UpstreamMessage(from_=from_, message_id=message_id, data=data)
-
-
-def receipt(original: str) -> Receipt:
-    """
-    A receipt for a downstream message.
-    """
-    return Receipt(
-        from_=RECEIPT_SENDER,
-        message_id=f"dr2:{original}",
-        data=ReceiptData(message_status="MESSAGE_SENT_TO_DEVICE", original_message_id=original),
-    )
-
-
-def rendered(event: LogEvent) -> str:
-    """
-    All that a log event can be made to say, its traceback included.
-    """
-    return eventAsText(event) + eventAsJSON(event)
-
-
-class Harness:
-    """
-    An L{UpstreamDelivery} and everything around it.
-
-    @ivar clock: its time.
-    @ivar handler: the application's handler.
-    @ivar observer: what it told.
-    @ivar onEvent: is told the same.
-    @ivar outcomes: in the order in which they came: the C{message_id} of each
-        message taken, with C{"acknowledge"} or the name of the error.
-    """
-
-    def __init__(self, handler: Any, policy: Policy, random: Callable[[], float]) -> None:
-        self.clock = Clock()
-        self.handler = handler
-        self.observer = RecordingObserver()
-        self.onEvent: Callable[[Any], object] = lambda event: None
-        self.outcomes: list[tuple[str, str]] = []
-        self.delivery = UpstreamDelivery(handler, policy, self.clock, random, self._observed)
-
-    def _observed(self, event: AppServerEvent) -> None:
-        """
-        The delivery tells.
-        """
-        self.observer.observed(event)
-        self.onEvent(event)
-
-    def take(self, *messages: UpstreamMessage | Receipt) -> None:
-        """
-        Have messages taken over.
-        """
-        for message in messages:
-            self.note(message.message_id, self.delivery.take(message))
-
-    def note(self, message_id: str, taken: Deferred[None]) -> None:
-        """
-        Note what becomes of a message.
-        """
-        taken.addCallbacks(
-            lambda result: self.outcomes.append((message_id, "acknowledge" if result is None else "?")),
-            lambda failure: self.outcomes.append((message_id, failure.type.__name__)),
-        )
-
-    @property
-    def acknowledged(self) -> list[str]:
-        """
-        The C{message_id} of each message that may be acknowledged.
-        """
-        return [message_id for message_id, outcome in self.outcomes if outcome == "acknowledge"]
-
-    def events(self, kind: type) -> list[Any]:
-        """
-        What the observer was told, of one kind.
-        """
-        return self.observer.of(kind)
-
-    def stop(self, grace: float) -> Deferred[None]:
-        """
-        Begin to stop.
-        """
-        return Deferred.fromCoroutine(self.delivery.stop(grace))
-
-
-class DeliveryCase(SynchronousTestCase):
-    """
-    What the test cases of this module share.
-    """
-
-    def makeDelivery(
-        self,
-        answer: Callable[[Any], Any] = lambda message: None,
-        *,
-        handler: Any = None,
-        random: Callable[[], float] = lambda: 0.0,
-        **policy: Any,
-    ) -> Harness:
-        """
-        Make a delivery; when the test is over it has to stop without a trace.
-
-        @param answer: what a L{RecordingHandler} does with each message.
-        @param handler: in its place.
-        """
-        harness = Harness(handler or RecordingHandler(answer), Policy(**policy), random)
-        self.addCleanup(self.assertStops, harness)
-        return harness
-
-    def assertStops(self, harness: Harness) -> None:
-        """
-        Assert that a delivery stops and leaves nothing behind.
-        """
-        stopped = harness.stop(0)
-        harness.clock.advance(0)
-        self.successResultOf(stopped)
-        self.assertEqual([], harness.clock.getDelayedCalls())
-
-    @contextmanager
-    def logs(self) -> Iterator[list[LogEvent]]:
-        """
-        Capture the log, and take its failures off trial's list.
-        """
-        with capturedLogs() as events:
-            yield events
-        self.flushLoggedErrors(HandlerFailed)
 
 
 class _Awaitable:
@@ -204,7 +73,7 @@ class KindsOfHandlerTests(DeliveryCase):
         harness.take(message)
         self.assertEqual([message], harness.handler.messages)
         self.assertEqual([("m-1", "acknowledge")], harness.outcomes)
-        self.assertEqual([Arrived(message), Handled(message, 1)], harness.observer.events)
+        self.assertEqual([Arrived(message), Handled(message, 1, 0.0)], harness.observer.events)
 
     def test_plainValue(self) -> None:
         """
@@ -531,6 +400,22 @@ class HandledPolicyTests(DeliveryCase):
             results[message_id].callback(None)
         self.assertEqual(["m-2", "m-3", "m-1"], harness.acknowledged)
 
+    def test_seconds(self) -> None:
+        """
+        The observer is told how long a message took from its first coming on,
+        its tries and what lay between them included.
+        """
+        results: list[Deferred[None]] = [Deferred(), Deferred()]
+        harness = self.makeDelivery(lambda m: results[int(m.message_id)])
+        harness.clock.advance(100)
+        harness.take(upstream("0"))
+        harness.clock.advance(2)
+        harness.take(upstream("0"), upstream("1"))
+        harness.clock.advance(5)
+        for result in results:
+            result.callback(None)
+        self.assertEqual([7.0, 5.0], [event.seconds for event in harness.events(Handled)])
+
     def test_poison(self) -> None:
         """
         A message that always fails becomes a dead letter after the tries and
@@ -714,7 +599,7 @@ class DuplicateTests(DeliveryCase):
         self.assertEqual([Arrived(first), Repeated(second)], harness.observer.events)
         result.callback(None)
         self.assertEqual(["m-1", "m-1"], harness.acknowledged)
-        self.assertEqual([Handled(first, 1)], harness.events(Handled))
+        self.assertEqual([Handled(first, 1, 0.0)], harness.events(Handled))
 
     def test_betweenTries(self) -> None:
         """
@@ -828,7 +713,7 @@ class RetryTests(DeliveryCase):
             harness.take(upstream("m-1"))
             harness.clock.pump([1, 2, 100])
         self.assertEqual(["m-1"], harness.acknowledged)
-        self.assertEqual([Handled(upstream("m-1"), 3)], harness.events(Handled))
+        self.assertEqual([Handled(upstream("m-1"), 3, 3.0)], harness.events(Handled))
         self.assertEqual(0, harness.delivery.deadLetters)
 
     def test_unavailable(self) -> None:
@@ -847,7 +732,7 @@ class RetryTests(DeliveryCase):
             harness.handler.answer = lambda _: None
             harness.clock.advance(60)
         self.assertEqual(["m-1"], harness.acknowledged)
-        self.assertEqual([Handled(upstream("m-1"), 1)], harness.events(Handled))
+        self.assertEqual([Handled(upstream("m-1"), 1, 6123.0)], harness.events(Handled))
 
     def test_unavailableRaised(self) -> None:
         """
@@ -980,7 +865,7 @@ class TimeoutTests(DeliveryCase):
         self.assertEqual(([], []), (events, harness.outcomes))
         self.assertEqual(before, harness.observer.events)
         second.callback(None)
-        self.assertEqual([Handled(upstream("m-1"), 2)], harness.events(Handled))
+        self.assertEqual([Handled(upstream("m-1"), 2, 6.0)], harness.events(Handled))
         return harness
 
     def test_lateSuccess(self) -> None:
@@ -1028,7 +913,7 @@ class TimeoutTests(DeliveryCase):
             harness.clock.advance(5)
         self.assertEqual([], harness.outcomes)
         harness.clock.advance(1)
-        self.assertEqual([Handled(upstream("m-1"), 2)], harness.events(Handled))
+        self.assertEqual([Handled(upstream("m-1"), 2, 6.0)], harness.events(Handled))
 
     def test_cancellingEndsAnother(self) -> None:
         """
@@ -1219,6 +1104,21 @@ class LogTests(DeliveryCase):
         with self.logs() as events:
             harness.take(upstream("m-1"), upstream("m-1"))
         self.assertEqual([], events)
+
+    def test_brokenObserver(self) -> None:
+        """
+        An observer that raises, which it must not, when a handler's Deferred
+        fires does not go unnoticed.
+        """
+        result: Deferred[None] = Deferred()
+        harness = self.makeDelivery(lambda _: result)
+        harness.take(upstream("m-1"))
+        harness.onEvent = lambda event: 1 // 0
+        with capturedLogs() as events:
+            result.callback(None)
+        harness.onEvent = lambda event: None
+        self.assertEqual(["ending a try failed"], [event["log_format"] for event in events])
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
 
     def test_deadLetterAtStop(self) -> None:
         """
@@ -1443,6 +1343,31 @@ class StopTests(DeliveryCase):
             self.successResultOf(stopped)
         self.assertEqual([], harness.clock.getDelayedCalls())
 
+    def test_stoppedAgainByTheStop(self) -> None:
+        """
+        Whoever hears from the stop that a message is not handled may stop
+        again: both stops come to their end, and each message to one.
+        """
+        harness = self.makeDelivery(lambda _: fail(ValueError()))
+        again: list[Deferred[None]] = []
+        with self.logs():
+            taken = harness.delivery.take(upstream("m-1"))
+            harness.take(upstream("m-2"))
+        taken.addErrback(lambda _: again.append(harness.stop(10)))
+        self.successResultOf(harness.stop(10))
+        self.successResultOf(again[0])
+        self.assertEqual([("m-2", "Stopped")], harness.outcomes)
+        self.assertEqual([], harness.clock.getDelayedCalls())
+
+    def test_stoppedByTheObserver(self) -> None:
+        """
+        A message that has hardly arrived when the stop begins is not handled.
+        """
+        harness = self.makeDelivery()
+        harness.onEvent = lambda event: harness.stop(10)
+        harness.take(upstream("m-1"))
+        self.assertEqual(([], [("m-1", "Stopped")]), (harness.handler.ids, harness.outcomes))
+
     def test_cancellerRaises(self) -> None:
         """
         A handler whose canceller is broken does not keep the others, nor the
@@ -1555,6 +1480,80 @@ class MalformedTests(DeliveryCase):
         self.assertNotIn("tok-A", "".join(eventAsText(event) for event in events))
 
 
+class LimitTests(DeliveryCase):
+    """
+    A connection server that does not keep to its windows is not given memory
+    without end.
+    """
+
+    def test_refused(self) -> None:
+        """
+        What comes while as many messages are being handled as may be is not
+        taken over and must not be acknowledged; the application and the
+        observer do not see it.  It is taken when it comes again later.
+        """
+        results: dict[str, Deferred[None]] = {}
+        harness = self.makeDelivery(lambda m: results.setdefault(m.message_id, Deferred()), limit=2)
+        with self.logs():
+            harness.take(upstream("m-1"), upstream("m-2"), upstream("m-3"))
+        self.assertEqual([("m-3", "QueueFull")], harness.outcomes)
+        self.assertEqual(["m-1", "m-2"], harness.handler.ids)
+        self.assertEqual([Arrived(upstream("m-1")), Arrived(upstream("m-2"))], harness.observer.events)
+        results["m-1"].callback(None)
+        harness.take(upstream("m-3"))
+        self.assertEqual(["m-1", "m-2", "m-3"], harness.handler.ids)
+
+    def test_received(self) -> None:
+        """
+        The same holds where messages are acknowledged first, and for those
+        whose turn has not come.
+        """
+        harness = self.makeDelivery(ack="received", limit=2)
+        with self.logs():
+            harness.take(upstream("m-1"), upstream("m-2"), upstream("m-3"))
+        harness.clock.advance(0)
+        self.assertEqual((["m-1", "m-2"], ("m-3", "QueueFull")), (harness.acknowledged, harness.outcomes[-1]))
+        self.assertEqual(["m-1", "m-2"], harness.handler.ids)
+
+    def test_known(self) -> None:
+        """
+        What is known needs no room: a duplicate joins what is being handled,
+        and what has been handled is acknowledged again.
+        """
+        result: Deferred[None] = Deferred()
+        results = {"done": None, "runs": result}
+        harness = self.makeDelivery(lambda m: results[m.message_id], limit=1)
+        harness.take(upstream("done"), upstream("runs"), upstream("done"), upstream("runs"))
+        self.assertEqual(["done", "done"], harness.acknowledged)
+        result.callback(None)
+        self.assertEqual(["done", "done", "runs", "runs"], harness.acknowledged)
+
+    def test_betweenTries(self) -> None:
+        """
+        A message that waits for its next try takes up room.
+        """
+        harness = self.makeDelivery(lambda _: fail(HandlerUnavailable()), limit=1)
+        with self.logs():
+            harness.take(upstream("m-1"), upstream("m-2"))
+        self.assertEqual([("m-2", "QueueFull")], harness.outcomes)
+
+    def test_log(self) -> None:
+        """
+        The log has it once a minute, however much is refused.
+        """
+        harness = self.makeDelivery(lambda _: Deferred(), limit=1, handlerTimeout=1000)
+        harness.take(upstream("m-1"))
+        with capturedLogs() as events:
+            for seconds in (0, 0, 59.9, 0.1, 1, 60):
+                harness.clock.advance(seconds)
+                harness.take(upstream("m-2", password=SECRET))
+        told = "1 messages are being handled; no more are taken over, and they are not acknowledged"
+        self.assertEqual(
+            [(LogLevel.error, told)] * 3,
+            [(e["log_level"], eventAsText(e, includeTimestamp=False, includeSystem=False)) for e in events],
+        )
+
+
 @implementer(IUpstreamHandler)
 class _MessagesOnly:
     """
@@ -1618,7 +1617,7 @@ class ReceiptTests(DeliveryCase):
             harness.take(receipt("m-1"))
             harness.clock.advance(0)
             self.assertEqual((["dr2:m-1"], []), (harness.acknowledged, handler.messages))
-            self.assertEqual([Handled(receipt("m-1"), 1)], harness.events(Handled))
+            self.assertEqual([Handled(receipt("m-1"), 1, 0.0)], harness.events(Handled))
 
 
 #: What the application does when it is called.
@@ -1942,6 +1941,29 @@ class BatchTests(DeliveryCase):
             result.callback(None)
         for deferred in taken:
             self.successResultOf(deferred)
+
+    def test_ackedLaterIsHandledLater(self) -> None:
+        """
+        What comes beyond that bound is not handled before what has come
+        earlier.
+        """
+        harness = self.makeDelivery(ack="received")
+        ids = [f"m-{n}" for n in range(MAX_ACKED + 2)]
+        harness.take(*map(upstream, ids))
+        self.assertEqual((ids[:MAX_ACKED], []), (harness.acknowledged, harness.handler.ids))
+        harness.clock.advance(0)
+        self.assertEqual((ids, ids), (harness.acknowledged, harness.handler.ids))
+
+    def test_stopBeyondTheBound(self) -> None:
+        """
+        What has come just before a stop is handled if it has been acknowledged
+        and not begun if it has not: it will come again.
+        """
+        harness = self.makeDelivery(ack="received")
+        ids = [f"m-{n}" for n in range(MAX_ACKED + 1)]
+        harness.take(*map(upstream, ids))
+        self.successResultOf(harness.stop(10))
+        self.assertEqual((ids[:-1], ("m-1000", "Stopped")), (harness.handler.ids, harness.outcomes[-1]))
 
     def test_failedBefore(self) -> None:
         """

@@ -1,209 +1,22 @@
 """
-Tests for L{fcmxmpp.downstream}.
+Tests for L{fcmxmpp.downstream}: one try of each message.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from itertools import count
-from typing import Any
-from weakref import ref
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsJSON, eventAsText
-from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 
-from fcmxmpp.client import FCMClientProtocol
-from fcmxmpp.connection import Credentials, Link
-from fcmxmpp.downstream import MAX_QUEUE, DownstreamSender
+from fcmxmpp.downstream import DownstreamSender
 from fcmxmpp.elementstream import GCMStanza
-from fcmxmpp.errors import MalformedPayload, Nacked, NotSendable, QueueFull, Stopped
-from fcmxmpp.interfaces import IResponsible
-from fcmxmpp.messages import Ack, Control, DownstreamMessage, Nack, Notification, Receipt, UpstreamMessage
-from fcmxmpp.server.stream import ServerStream
-from fcmxmpp.stanza import serverStanza, stanzaError
-from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork, RecordingObserver, ScriptedConnectionServer
-
-
-@implementer(IResponsible)
-class _TakesNothing:
-    """
-    There is no upstream here.
-    """
-
-    def take(self, message: UpstreamMessage | Receipt) -> Deferred[None]:
-        """
-        See L{IResponsible.take}.
-        """
-        return succeed(None)
-
-    def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
-        """
-        See L{IResponsible.takeMalformed}.
-        """
-        return succeed(None)
-
-    def discard(self, error: MalformedPayload) -> None:
-        """
-        See L{IResponsible.discard}.
-        """
-
-
-def to(message_id: str | None = None, **fields: Any) -> DownstreamMessage:
-    """
-    A message for a device.
-    """
-    return DownstreamMessage(to="tok-A", message_id=message_id, **fields)
-
-
-class Harness:
-    """
-    A sender, its links and the connection server that they lead to.
-
-    @ivar sender: the sender.
-    @ivar script: the connection server.
-    @ivar clock: their time.
-    @ivar network: what joins them.
-    @ivar protocols: the protocol object of each stream, as far as there is one
-        still.
-    @ivar outcomes: the outcome of each message, by its C{message_id}: an
-        L{Ack} or an error.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.clock = Clock()
-        self.script = ScriptedConnectionServer()
-        self.network = MemoryNetwork(self.clock, self.script.factory(self.clock))
-        numbers = count(1)
-        self.observer = RecordingObserver()
-        self.sender = DownstreamSender(
-            lambda: f"made-{next(numbers)}", self.clock, lambda: 0.0, self.observer.observed, limit
-        )
-        self.links: list[Link] = []
-        self.protocols: list[ref[FCMClientProtocol]] = []
-        self.outcomes: dict[str, list[Any]] = {}
-
-    def connect(self) -> ServerStream:
-        """
-        Make a link.
-
-        @return: the connection server's end of it.
-        """
-        link = Link(
-            self.network,
-            Credentials(SENDER_ID, SERVER_KEY),
-            self._makeProtocol,
-            self.clock,
-            lambda: 0.0,
-        )
-        self.links.append(link)
-        link.start()
-        self.network.pump()
-        return self.script.stream
-
-    def _makeProtocol(self, drained: Callable[[], None]) -> FCMClientProtocol:
-        """
-        Make the protocol object of one stream.
-        """
-        protocol = FCMClientProtocol(
-            _TakesNothing(), self.sender, self.clock, drained=drained, number=len(self.links)
-        )
-        self.protocols.append(ref(protocol))
-        return protocol
-
-    def stop(self, grace: float = 0.0) -> Deferred[None]:
-        """
-        Stop the sender.
-        """
-        return Deferred.fromCoroutine(self.sender.stop(grace))
-
-    def send(self, *messages: DownstreamMessage | str) -> None:
-        """
-        Send messages, or small ones with these C{message_id}s, and note what
-        becomes of them.
-        """
-        for message in messages:
-            message = to(message) if isinstance(message, str) else message
-            self.note(message.message_id or "", self.sender.send(message))
-        self.network.pump()
-
-    def note(self, message_id: str, result: Deferred[Ack]) -> None:
-        """
-        Note what becomes of a message.
-        """
-
-        def outcome(result: Ack | Failure) -> None:
-            value = result.value if isinstance(result, Failure) else result
-            self.outcomes.setdefault(message_id, []).append(value)
-
-        result.addBoth(outcome)
-
-    def sent(self, stream: ServerStream | None = None) -> list[str]:
-        """
-        What has come to the connection server since the last look, by its
-        C{message_id}s.
-
-        @param stream: only on this one.
-        """
-        self.network.pump()
-        received = self.script.received
-        looked = [pair for pair in received if stream is None or pair[0] is stream]
-        received[:] = [pair for pair in received if pair not in looked]
-        return [message.message_id or "" for _, message in looked]
-
-    def answer(self, *answers: Ack | Nack | Control, stream: ServerStream | None = None) -> None:
-        """
-        Have the connection server answer.
-        """
-        for answer in answers:
-            (stream or self.script.stream).transport.write(serverStanza(answer))
-        self.network.pump()
-
-    def ack(self, *ids: str, stream: ServerStream | None = None) -> None:
-        """
-        Have the connection server accept messages.
-        """
-        self.answer(*[Ack(from_="tok-A", message_id=message_id) for message_id in ids], stream=stream)
-
-
-class DownstreamCase(SynchronousTestCase):
-    """
-    What the test cases of this module share.
-    """
-
-    def makeSender(self, limit: int = MAX_QUEUE, links: int = 1) -> Harness:
-        """
-        Make a sender; when the test is over it has to stop without a trace.
-        """
-        harness = Harness(limit)
-        self.addCleanup(self.assertStops, harness)
-        for _ in range(links):
-            harness.connect()
-        return harness
-
-    def assertStops(self, harness: Harness) -> None:
-        """
-        Assert that a sender and its links stop and leave nothing behind, and
-        that every Deferred has fired once.
-        """
-        harness.stop()
-        for link in harness.links:
-            stopped = link.stop()
-            harness.network.pump()
-            self.successResultOf(stopped)
-        self.assertEqual([], harness.clock.getDelayedCalls())
-        for message_id, outcomes in harness.outcomes.items():
-            self.assertTrue(outcomes, message_id)
-
-    def failureOf(self, result: Deferred[Ack], *errors: type[Exception]) -> Any:
-        """
-        The error that a Deferred has failed with.
-        """
-        return self.failureResultOf(result, *errors).value
+from fcmxmpp.errors import Nacked, NotSendable, QueueFull, Stopped
+from fcmxmpp.interfaces import Sent, Settled
+from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Notification
+from fcmxmpp.stanza import stanzaError
+from tests.downstream import DownstreamCase, to
 
 
 class SendTests(DownstreamCase):
@@ -346,20 +159,38 @@ class RefusedTests(DownstreamCase):
         The text of the error has no registration token in it, whatever the
         connection server says.
         """
-        for code in ("BAD_REGISTRATION", "tok-A"):
-            error = self.refused(
-                Nack(from_="tok-A", message_id="m-1", error=code, error_description="Invalid token: tok-A")
+        error = self.refused(
+            Nack(
+                from_="tok-A",
+                message_id="m-1",
+                error="BAD_REGISTRATION",
+                error_description="Invalid token: tok-A",
             )
-            self.assertNotIn("tok-A", str(error))
+        )
+        self.assertNotIn("tok-A", str(error))
 
-    def test_passing(self) -> None:
+    def test_permanent(self) -> None:
         """
-        Trouble that passes is not permanent, and an unknown code counts as
-        that.
+        What says that the same message never succeeds is told at once, and
+        the message does not go out again, be it much later.
         """
-        for code in ("SERVICE_UNAVAILABLE", "INTERNAL_SERVER_ERROR", "NEVER_HEARD_OF"):
-            error = self.refused(Nack(message_id="m-1", error=code))
-            self.assertEqual((code, False, False), (error.error, error.permanent, error.tokenGone))
+        for code in (
+            "INVALID_JSON",
+            "BAD_REGISTRATION",
+            "SENDER_ID_MISMATCH",
+            "DEVICE_UNREGISTERED",
+            "BAD_ACK",
+            "INVALID_APNS_CREDENTIAL",
+            "AUTHENTICATION_FAILED",
+            "INVALID_TTL",
+            "JSON_TYPE_ERROR",
+        ):
+            harness = self.makeSender()
+            harness.send("m-1")
+            harness.nack(code, "m-1")
+            self.assertEqual((Nacked, code), (harness.outcome("m-1"), harness.outcomes["m-1"][0].error))
+            harness.advance(100)
+            self.assertEqual(["m-1"], harness.sent(), code)
 
     def test_stanzaError(self) -> None:
         """
@@ -434,6 +265,22 @@ class WindowTests(DownstreamCase):
         self.assertNotIn("m-102", harness.outcomes)
         self.failureOf(harness.sender.send(to("m-103")), QueueFull)
 
+    def test_queueFullCountsAll(self) -> None:
+        """
+        Whatever waits counts, be it for room, for the end of its delay or in a
+        slow lane, and what is unanswered does not.
+        """
+        harness = self.makeSender(limit=3)
+        harness.send("m-1", "m-2", to("b-1", "tok-B"))
+        harness.nack("SERVICE_UNAVAILABLE", "m-1")
+        harness.nack("QUOTA_EXCEEDED", "b-1")
+        harness.send(to("b-2", "tok-B"))
+        self.failureOf(harness.sender.send(to("m-3")), QueueFull)
+        harness.cancel("b-2")
+        harness.send("m-3")
+        harness.send("m-4")
+        self.assertEqual(["m-1", "m-2", "b-1", "m-3", "m-4"], harness.sent())
+
     def test_queueFullIsNoTrace(self) -> None:
         """
         A message that found the queue full may be sent again later under the
@@ -450,10 +297,12 @@ class WindowTests(DownstreamCase):
         """
         By default ten thousand may wait.
         """
-        sender = DownstreamSender(lambda: "made", Clock(), lambda: 0.0)
+        clock = Clock()
+        sender = DownstreamSender(lambda: "made", clock, lambda: 0.0)
         results = [sender.send(to(f"m-{n}")) for n in range(10_000)]
         self.failureOf(sender.send(to("one-more")), QueueFull)
         self.successResultOf(Deferred.fromCoroutine(sender.stop(0.0)))
+        self.assertEqual([], clock.getDelayedCalls())
         for result in results:
             self.failureOf(result, Stopped)
 
@@ -471,6 +320,61 @@ class WindowTests(DownstreamCase):
         self.assertEqual((["m-4"], []), (harness.sent(one), harness.sent(two)))
         harness.send(*[f"n-{n}" for n in range(250)])
         self.assertEqual(198, len(harness.sent()))
+
+    def test_leastBusy(self) -> None:
+        """
+        Messages are spread over four links evenly, and go where the fewest are
+        unanswered.
+        """
+        harness = self.makeSender(links=4)
+        streams = list(harness.script.streams)
+        harness.send(*[f"m-{n}" for n in range(40)])
+        carried = [harness.sent(stream) for stream in streams]
+        self.assertEqual([10] * 4, [len(ids) for ids in carried])
+        harness.ack(*carried[2][:4], *carried[1][:2])
+        harness.send(*[f"n-{n}" for n in range(6)])
+        self.assertEqual([0, 2, 4, 0], [len(harness.sent(stream)) for stream in streams])
+
+    def test_notOnFull(self) -> None:
+        """
+        Nothing goes out on a link whose peer reads too slowly, and what waited
+        goes out when it has caught up.
+        """
+        harness = self.makeSender(links=2)
+        one, two = harness.script.streams
+        (slow,) = [p for r in harness.protocols if (p := r()) is not None and p.number == 1]
+        slow.xmlstream.pauseProducing()
+        harness.send("m-1", "m-2")
+        self.assertEqual(([], ["m-1", "m-2"]), (harness.sent(one), harness.sent(two)))
+        harness.send(*[f"n-{n}" for n in range(99)])
+        self.assertEqual(([], 98), (harness.sent(one), len(harness.sent(two))))
+        slow.xmlstream.resumeProducing()
+        self.assertEqual((["n-98"], []), (harness.sent(one), harness.sent(two)))
+
+    def test_notOnProbed(self) -> None:
+        """
+        Nothing goes out on a link whose peer is asked for a sign of life, and
+        what waited goes out when it has given it.
+        """
+        harness = self.makeSender()
+        harness.network.silent = True
+        harness.clock.advance(60)
+        harness.send("m-1")
+        self.assertEqual([], harness.observer.of(Sent))
+        harness.network.silent = False
+        self.assertEqual(["m-1"], harness.sent())
+        self.assertEqual(1, harness.links[0].generation)
+
+    def test_notOnDraining(self) -> None:
+        """
+        Nothing goes out on a link that is being drained.
+        """
+        harness = self.makeSender(links=2)
+        one, two = harness.script.streams
+        harness.network.refuse = True
+        harness.drain(one)
+        harness.send("m-1", "m-2")
+        self.assertEqual(([], ["m-1", "m-2"]), (harness.sent(one), harness.sent(two)))
 
 
 class LostLinkTests(DownstreamCase):
@@ -584,18 +488,55 @@ class LostLinkTests(DownstreamCase):
 
     def test_draining(self) -> None:
         """
-        On a link that is being drained nothing new goes out, and the answers
-        to what is on it still count; what is left goes out again.
+        On a stream that is being drained nothing new goes out but on its
+        successor, and the answers to what is on it still count; what is left
+        goes out again.
         """
         harness = self.makeSender()
+        old = harness.script.stream
         harness.send("m-1", "m-2")
-        harness.answer(Control(control_type="CONNECTION_DRAINING"))
+        harness.drain()
         harness.send("m-3")
-        self.assertEqual(["m-1", "m-2"], harness.sent())
+        self.assertEqual((["m-1", "m-2"], ["m-3"]), (harness.sent(old), harness.sent()))
         harness.ack("m-1")
         self.assertEqual((["m-1"], []), (list(harness.outcomes), harness.sent()))
-        harness.script.stream.transport.loseConnection()
-        self.assertEqual(["m-2", "m-3"], harness.sent())
+        old.transport.loseConnection()
+        self.assertEqual(["m-2"], harness.sent())
+
+    def test_drainingAlone(self) -> None:
+        """
+        While a stream that is being drained is the only one, messages wait.
+        """
+        harness = self.makeSender()
+        harness.send("m-1")
+        harness.network.refuse = True
+        harness.drain()
+        harness.send("m-2")
+        harness.ack("m-1")
+        self.assertEqual(["m-1"], harness.sent())
+        harness.network.refuse = False
+        harness.advance(60)
+        self.assertEqual(["m-2"], harness.sent())
+
+    def test_merged(self) -> None:
+        """
+        What two lost links leave goes out in the order in which it was sent,
+        not link by link nor in the order of the last try, and before what has
+        waited meanwhile.
+        """
+        harness = self.makeSender(links=2)
+        one, two = harness.script.streams
+        ids = [f"m-{n}" for n in range(6)]
+        harness.send(*ids)
+        harness.network.refuse = True
+        harness.sent()
+        one.transport.loseConnection()
+        self.assertEqual(["m-0", "m-2", "m-4"], harness.sent(two))
+        two.transport.loseConnection()
+        harness.send("m-6")
+        harness.network.refuse = False
+        harness.connect()
+        self.assertEqual([*ids, "m-6"], harness.sent(harness.script.streams[0]))
 
 
 class NotSendableTests(DownstreamCase):
@@ -623,7 +564,7 @@ class NotSendableTests(DownstreamCase):
         """
         It must not have two.
         """
-        self.assertNotSendable(to("m-1", condition="'a' in topics"), "to")
+        self.assertNotSendable(to("m-1", condition="'a' in topics"), "condition")
 
     def test_emptyID(self) -> None:
         """
@@ -651,23 +592,70 @@ class NotSendableTests(DownstreamCase):
         """
         Half of a surrogate pair cannot be sent.
         """
-        self.assertNotSendable(to("m-1", data={"k": "\ud83d"}), "message")
+        self.assertNotSendable(to("m-1", data={"k": "\ud83d"}), "data")
 
     def test_notJSON(self) -> None:
         """
         Nor can what has no JSON form; the Deferred fails, C{send} does not
         raise.
         """
-        harness = self.makeSender()
-        self.failureOf(harness.sender.send(to("m-1", data={"k": object()})), NotSendable)
+        self.assertNotSendable(to("m-1", data={"k": object()}), "data")
+
+    def test_noMessage(self) -> None:
+        """
+        Nor can what is no message.
+        """
+        self.assertNotSendable({"to": "tok-A"}, "message")  # type: ignore[arg-type]
 
     def test_tooLarge(self) -> None:
         """
-        Nor can what is larger than any stanza may be: the connection server
-        would end the stream for it, and it would go out again on the next.
+        Nor can what is larger than any stanza may be, though nothing else is
+        wrong with it: the connection server would end the stream for it, and
+        it would go out again on the next.
+        """
+        condition = "'a' in topics" + " " * 40_000 + "&& 'b' in topics"
+        self.assertNotSendable(DownstreamMessage(condition=condition, message_id="m-1"), "condition")
+        self.assertNotSendable(to("m-1", "&" * 4096, data={"k": "\0" * 3000}), "to")
+
+    def test_longTarget(self) -> None:
+        """
+        A condition may be long, as long as the stanza is not too large.
         """
         harness = self.makeSender()
-        self.failureOf(harness.sender.send(to("m-1", data={"k": "x" * 70_000})), NotSendable)
+        condition = "'a' in topics" + " " * 4000 + "&& 'b' in topics"
+        harness.send(DownstreamMessage(condition=condition, message_id="m-1"))
+        self.assertEqual(["m-1"], harness.sent())
+
+    def test_largest(self) -> None:
+        """
+        Whatever else is as large as it may be, and grows by its escapes, fits
+        into a stanza.
+        """
+        harness = self.makeSender()
+        keys = [chr(a) + chr(b) for a in range(1, 32) for b in range(1, 32)]
+        data = dict.fromkeys(keys, "")
+        data["k"] = "\1" * (4096 - 2 * len(keys) - 1)
+        message = to("\1" * 1024, "&" * 1024, collapse_key="\1" * 1024, data=data, time_to_live=2_419_200)
+        harness.send(message)
+        self.assertEqual([message], harness.messages())
+        self.assertEqual(1, len(harness.script.streams))
+
+    def test_changed(self) -> None:
+        """
+        A message whose data are changed after it was sent, to what cannot go
+        out, fails when its turn comes; its place on the link is free, and the
+        others go on.
+        """
+        harness = self.makeSender(links=0)
+        data: dict[str, str] = {}
+        harness.send(to("m-1", data=data), "m-2")
+        data["k"] = "\ud83d"
+        harness.connect()
+        self.assertEqual((NotSendable, ["m-2"]), (harness.outcome("m-1"), harness.sent()))
+        (settled,) = harness.observer.of(Settled)
+        self.assertEqual(0, settled.tries)
+        harness.send(*[f"n-{n}" for n in range(100)])
+        self.assertEqual(99, len(harness.sent()))
 
     def test_noTrace(self) -> None:
         """
@@ -678,193 +666,6 @@ class NotSendableTests(DownstreamCase):
         self.failureOf(harness.sender.send(to("m-1", condition="'a' in topics")), NotSendable)
         harness.send("m-1")
         self.assertEqual(["m-1"], harness.sent())
-
-
-class CancelTests(DownstreamCase):
-    """
-    An application may cancel the Deferred of a message.
-    """
-
-    def test_waiting(self) -> None:
-        """
-        A message that waits is withdrawn: it never goes out, its place in the
-        queue is free, and so is its C{message_id}.
-        """
-        harness = self.makeSender(limit=2, links=0)
-        result = harness.sender.send(to("m-1"))
-        harness.send("m-2")
-        result.cancel()
-        self.failureOf(result, CancelledError)
-        harness.send("m-3")
-        harness.connect()
-        self.assertEqual(["m-2", "m-3"], harness.sent())
-        harness.send("m-1")
-        self.assertEqual(["m-1"], harness.sent())
-
-    def cancelSent(self) -> Harness:
-        """
-        Cancel a message that has been sent.
-        """
-        harness = self.makeSender()
-        result = harness.sender.send(to("m-1"))
-        self.assertEqual(["m-1"], harness.sent())
-        result.cancel()
-        self.failureOf(result, CancelledError)
-        return harness
-
-    def test_sentAndAccepted(self) -> None:
-        """
-        A message that has been sent keeps its place until it is answered;
-        nobody is told the answer, and the stream does not suffer from it.
-        """
-        harness = self.cancelSent()
-        self.assertEqual("message_id", self.failureOf(harness.sender.send(to("m-1")), NotSendable).field)
-        harness.ack("m-1")
-        self.assertEqual(1, len(harness.script.streams))
-        self.assertEqual(1, harness.links[0].generation)
-        harness.send("m-1")
-        self.assertEqual(["m-1"], harness.sent())
-
-    def test_sentAndRefused(self) -> None:
-        """
-        The same holds if it is refused.
-        """
-        harness = self.cancelSent()
-        harness.answer(Nack(message_id="m-1", error="BAD_REGISTRATION"))
-        self.assertEqual(1, harness.links[0].generation)
-        harness.send("m-1")
-        self.assertEqual(["m-1"], harness.sent())
-
-    def test_sentAndAnsweredMakesRoom(self) -> None:
-        """
-        Its answer makes room for the next message.
-        """
-        harness = self.makeSender()
-        results = [harness.sender.send(to(f"m-{n}")) for n in range(101)]
-        for result in results:
-            result.addErrback(lambda _: None)
-        results[0].cancel()
-        self.assertEqual(100, len(harness.sent()))
-        harness.ack("m-0")
-        self.assertEqual(["m-100"], harness.sent())
-
-    def test_sentAndLost(self) -> None:
-        """
-        If the link is lost it does not go out again, and its C{message_id} is
-        free.
-        """
-        harness = self.cancelSent()
-        harness.send("m-2")
-        harness.sent()
-        harness.network.cut()
-        self.assertEqual(["m-2"], harness.sent())
-        harness.send("m-1")
-        self.assertEqual(["m-1"], harness.sent())
-
-    def test_sentAndStopped(self) -> None:
-        """
-        It does not keep the others from being told of the stop.
-        """
-        harness = self.cancelSent()
-        harness.send("m-2", "m-3")
-        harness.stop()
-        self.assertEqual(["m-2", "m-3"], list(harness.outcomes))
-
-    def test_timeout(self) -> None:
-        """
-        An application may have its own time-out.
-        """
-        harness = self.makeSender(links=0)
-        result = harness.sender.send(to("m-1")).addTimeout(5, harness.clock)
-        harness.clock.advance(5)
-        self.assertEqual("TimeoutError", self.failureResultOf(result).type.__name__)
-        harness.connect()
-        self.assertEqual([], harness.sent())
-
-
-class StopTests(DownstreamCase):
-    """
-    At a stop every Deferred that is open fails.
-    """
-
-    def test_open(self) -> None:
-        """
-        What waits and what is unanswered fails with L{Stopped}, in order.
-        """
-        harness = self.makeSender()
-        ids = [f"m-{n}" for n in range(102)]
-        harness.send(*ids)
-        harness.ack("m-0")
-        harness.stop()
-        self.assertEqual(ids, list(harness.outcomes))
-        self.assertEqual({Stopped}, {type(harness.outcomes[message_id][0]) for message_id in ids[1:]})
-
-    def test_afterwards(self) -> None:
-        """
-        Nothing is taken afterwards.
-        """
-        harness = self.makeSender()
-        harness.stop()
-        self.failureOf(harness.sender.send(to("m-1")), Stopped)
-        self.failureOf(harness.sender.send(DownstreamMessage()), Stopped)
-        self.assertEqual([], harness.sent())
-
-    def test_whenTold(self) -> None:
-        """
-        Nor is it taken from an application that sends again when it is told of
-        the stop.
-        """
-        harness = self.makeSender()
-        again: list[Deferred[Ack]] = []
-        result = harness.sender.send(to("m-1"))
-        result.addErrback(lambda _: again.append(harness.sender.send(to("m-1"))))
-        harness.stop()
-        self.failureOf(again[0], Stopped)
-
-    def test_lateAnswer(self) -> None:
-        """
-        An answer that comes after the stop changes nothing, and neither does
-        the loss of the link.
-        """
-        harness = self.makeSender()
-        harness.send("m-1", "m-2")
-        harness.stop()
-        harness.ack("m-1")
-        harness.answer(Nack(message_id="m-2", error="BAD_REGISTRATION"))
-        harness.network.cut()
-        self.assertEqual([1, 1], [len(outcomes) for outcomes in harness.outcomes.values()])
-
-    def test_connectedAfterwards(self) -> None:
-        """
-        What waited at the stop does not go out on a link that is made later.
-        """
-        harness = self.makeSender(links=0)
-        harness.send("m-1", "m-2")
-        harness.stop()
-        harness.connect()
-        self.assertEqual([], harness.sent())
-
-    def test_lostAfterwards(self) -> None:
-        """
-        What is unanswered when the link is lost after the stop does not go out
-        again.
-        """
-        harness = self.makeSender()
-        harness.send("m-1")
-        harness.sent()
-        harness.stop()
-        harness.network.cut()
-        self.assertEqual([], harness.sent())
-
-    def test_twice(self) -> None:
-        """
-        To stop twice is to stop.
-        """
-        harness = self.makeSender()
-        harness.send("m-1")
-        harness.stop()
-        harness.stop()
-        self.assertEqual(1, len(harness.outcomes["m-1"]))
 
 
 class LogTests(DownstreamCase):
@@ -878,13 +679,25 @@ class LogTests(DownstreamCase):
         """
         with capturedLogs() as events:
             harness = self.makeSender()
-            harness.send(to("m-1", data={"k": "the data"}), to("m-2", data={"k": "the data"}))
+            ids = [f"m-{n}" for n in range(1, 6)]
+            harness.send(*[to(message_id, data={"k": "the data"}, time_to_live=100) for message_id in ids])
             harness.ack("m-1", "m-9")
-            harness.answer(
-                Nack(from_="tok-A", message_id="m-2", error="tok-A", error_description="tok-A the data")
-            )
-            harness.send("m-3")
+            for number, code in enumerate(("tok-A", "BAD_REGISTRATION", "QUOTA_EXCEEDED"), 2):
+                harness.answer(
+                    Nack(
+                        from_="tok-A",
+                        message_id=f"m-{number}",
+                        error=code,
+                        error_description="tok-A the data",
+                        registration_id="tok-A2",
+                    )
+                )
+            harness.network.refuse = True
             harness.network.cut()
+            harness.advance(200)
+            harness.stop()
+        self.assertEqual(5, len(harness.outcomes))
         everything = "".join(eventAsText(event) + eventAsJSON(event) for event in events)
+        everything += "".join(str(outcome) for (outcome,) in list(harness.outcomes.values())[1:])
         for secret in ("tok-A", "the data"):
             self.assertNotIn(secret, everything)

@@ -7,16 +7,25 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.errors import HandlerUnavailable
-from fcmxmpp.handlers import PATIENCE, JSONLines
-from fcmxmpp.interfaces import IUpstreamHandler
-from fcmxmpp.messages import UpstreamMessage
+from fcmxmpp.errors import HandlerUnavailable, Nacked, NotSendable, QueueFull
+from fcmxmpp.handlers import PATIENCE, AppendedFile, Echo, JSONLines
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.testing import connectedPair
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -205,3 +214,198 @@ class JSONLinesTests(SynchronousTestCase):
         handler.messageReceived(message(data={"k": "x" * 10_000}))
         self.assertGreater(output.writes, 2)
         self.assertEqual(10_000, len(json.loads(output.taken)["data"]["k"]))
+
+
+class AppendedFileTests(SynchronousTestCase):
+    """
+    L{AppendedFile} takes lines, and may be rotated.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have a directory.
+        """
+        self.directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.path = self.directory / "messages.jsonl"
+
+    def file(self) -> AppendedFile:
+        """
+        The file, open until the test ends.
+        """
+        file = AppendedFile(str(self.path))
+        self.addCleanup(file.close)
+        return file
+
+    def ids(self, path: Path | None = None) -> list[str]:
+        """
+        The C{message_id} of each line in a file.
+        """
+        return [json.loads(line)["message_id"] for line in (path or self.path).read_text().splitlines()]
+
+    def test_made(self) -> None:
+        """
+        A file that was not there is there at once, for its owner alone.
+        """
+        self.file()
+        self.assertEqual(0o600, stat.S_IMODE(self.path.stat().st_mode))
+
+    def test_appended(self) -> None:
+        """
+        Lines are added to what is there, also by two at once, and the mode
+        that somebody chose for the file stays.
+        """
+        self.path.write_text('{"message_id":"m-0"}\n')
+        self.path.chmod(0o640)
+        first, second = JSONLines(self.file()), JSONLines(self.file())
+        first.messageReceived(message("m-1"))
+        second.messageReceived(message("m-2"))
+        first.messageReceived(message("m-3"))
+        self.assertEqual(["m-0", "m-1", "m-2", "m-3"], self.ids())
+        self.assertEqual(0o640, stat.S_IMODE(self.path.stat().st_mode))
+
+    def test_rotated(self) -> None:
+        """
+        When the file has been moved away, replaced, or removed, the next line
+        goes into the one that the path names now.
+        """
+        handler = JSONLines(self.file())
+        handler.messageReceived(message("m-1"))
+        self.path.rename(self.directory / "1")
+        handler.messageReceived(message("m-2"))
+        self.assertEqual((["m-1"], ["m-2"]), (self.ids(self.directory / "1"), self.ids()))
+        other = self.directory / "other"
+        other.touch()
+        other.replace(self.path)
+        handler.messageReceived(message("m-3"))
+        self.assertEqual(["m-3"], self.ids())
+        self.path.unlink()
+        handler.messageReceived(message("m-4"))
+        self.assertEqual(["m-4"], self.ids())
+
+    def test_rotatedMidLine(self) -> None:
+        """
+        A line that was begun is ended in the file that it was begun in.
+        """
+        file = self.file()
+        self.assertEqual(5, file.write(b"begun"))
+        self.path.rename(self.directory / "1")
+        file.write(b" and ended\n")
+        file.write(b"next\n")
+        self.assertEqual("begun and ended\n", (self.directory / "1").read_text())
+        self.assertEqual("next\n", self.path.read_text())
+
+    def test_torn(self) -> None:
+        """
+        A line that a process before us did not end stands for itself, and does
+        not spoil the next.
+        """
+        self.path.write_text('{"message_id":"m-1"}\n{"messa')
+        JSONLines(self.file()).messageReceived(message("m-1"))
+        lines = self.path.read_text().splitlines()
+        self.assertEqual(['{"message_id":"m-1"}', '{"messa'], lines[:2])
+        self.assertEqual("m-1", json.loads(lines[2])["message_id"])
+
+    def test_directoryIsGone(self) -> None:
+        """
+        While there is no place for a new file the messages wait.
+        """
+        handler = JSONLines(self.file())
+        moved = self.directory.with_name(self.directory.name + "-moved")
+        self.directory.rename(moved)
+        self.addCleanup(shutil.rmtree, moved, ignore_errors=True)
+        error = self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
+        self.assertIn("No such file", str(error))
+        moved.rename(self.directory)
+        handler.messageReceived(message())
+        self.assertEqual(["m-1"], self.ids())
+
+    def test_notRegular(self) -> None:
+        """
+        What is no file is refused, without waiting for anybody, and nothing
+        stays open.
+        """
+        pipe = self.directory / "pipe"
+        os.mkfifo(pipe)
+        before = os.listdir("/dev/fd")
+        for path in (pipe, self.directory, "/dev/null", self.directory / "none" / "file"):
+            self.assertRaises(OSError, AppendedFile, str(path))
+        self.assertEqual(before, os.listdir("/dev/fd"))
+
+
+@implementer(IDownstreamSender)
+class Sender:
+    """
+    Notes what is sent, and leaves the answer to the test.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[DownstreamMessage, Deferred[Ack]]] = []
+
+    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
+        result: Deferred[Ack] = Deferred()
+        self.sent.append((message, result))
+        return result
+
+
+class EchoTests(SynchronousTestCase):
+    """
+    L{Echo} answers.
+    """
+
+    def test_interface(self) -> None:
+        """
+        It is an L{IUpstreamHandler}.
+        """
+        verifyObject(IUpstreamHandler, Echo(Sender()))
+
+    def test_answers(self) -> None:
+        """
+        The device gets its data back, and its message is acknowledged.
+        """
+        pair = connectedPair(Echo)
+        self.addCleanup(pair.stop)
+        pair.device.send("m-1", {"op": "ping", "\u00e5": "<&>"})
+        pair.pump()
+        self.assertEqual([{"op": "ping", "\u00e5": "<&>"}], [m.data for m in pair.device.received])
+        self.assertEqual(["m-1"], pair.device.delivered)
+
+    def test_doesNotWait(self) -> None:
+        """
+        The message is handled while the answer is still unanswered.
+        """
+        sender = Sender()
+        self.assertIsNone(Echo(sender).messageReceived(message(data={"k": "v"})))
+        ((sent, result),) = sender.sent
+        self.assertEqual(DownstreamMessage(to="tok-A", data={"k": "v"}), sent)
+        self.assertFalse(result.called)
+
+    def test_reservedKeys(self) -> None:
+        """
+        Keys that FCM reserves are left out, those that only look like it stay.
+        """
+        sender = Sender()
+        reserved = ["from", "google", "google.ttl", "googlex", "gcm", "gcm.n", "gcmx"]
+        good = ["From", "sender_from", "my.google", "googly", "collapse_key"]
+        Echo(sender).messageReceived(message(data=dict.fromkeys(reserved + good, "v")))
+        self.assertEqual(good, list(sender.sent[0][0].data))
+
+    def test_refused(self) -> None:
+        """
+        That an answer was not accepted is one line in the log, which has the
+        reason and no token, no payload, and no text of an error of others.
+        """
+        for error, reason in (
+            (Nacked("DEVICE_UNREGISTERED", "d-1", "tok-B"), "DEVICE_UNREGISTERED"),
+            (QueueFull("10000 messages wait already"), "10000 messages wait already"),
+            (NotSendable("data", "is too large"), "data: is too large"),
+            (ValueError("tok-A secret"), "ValueError"),
+        ):
+            sender = Sender()
+            with capturedLogs() as events:
+                Echo(sender).messageReceived(message(data={"k": "secret"}))
+                sender.sent[0][1].errback(error)
+            ((line, level),) = [(formatEvent(event), event["log_level"]) for event in events]
+            sent = "d-1" if isinstance(error, Nacked) else ""
+            self.assertEqual(f"the answer {sent!r} to 'm-1' was not sent: {reason}", line)
+            self.assertEqual(LogLevel.warn, level)

@@ -102,6 +102,48 @@ class ValueTests(SynchronousTestCase):
         )
 
 
+class ReprTests(SynchronousTestCase):
+    """
+    What is seen of a message that somebody logs.
+    """
+
+    def test_nothingSecret(self) -> None:
+        """
+        A message's repr has no token and nothing of what the application
+        sends, and does have what helps to find it.
+        """
+        secret = "SECRET"
+        for message in (
+            messages.UpstreamMessage(message_id="m-1", from_=secret, data={secret: secret}),
+            messages.UpstreamAck(message_id="m-1", to=secret),
+            messages.Ack(
+                message_id="m-1", from_=secret, registration_id=secret, failed_registration_ids=[secret]
+            ),
+            messages.Nack(
+                message_id="m-1", error="E", from_=secret, error_description=secret, registration_id=secret
+            ),
+            messages.DownstreamMessage(
+                message_id="m-1",
+                to=secret,
+                data={"k": secret},
+                notification=messages.Notification(title=secret),
+            ),
+            messages.Receipt(
+                message_id="m-1",
+                from_=secret,
+                data=messages.ReceiptData(
+                    message_status="S", original_message_id="o", device_registration_id=secret
+                ),
+            ),
+            messages.Notification(title=secret, sound={"name": secret}),
+        ):
+            text = repr(message)
+            self.assertNotIn(secret, text)
+            self.assertTrue(text.startswith(f"{type(message).__name__}("), text)
+            if not isinstance(message, messages.Notification):
+                self.assertIn("message_id='m-1'", text)
+
+
 class UnionTests(SynchronousTestCase):
     """
     The two unions are closed and disjoint.

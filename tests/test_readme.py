@@ -11,9 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 import fcmxmpp.testing
+from fcmxmpp import errors
+from fcmxmpp.interfaces import IDownstreamSender
+from fcmxmpp.messages import Ack, DownstreamMessage
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT
 
@@ -33,24 +37,93 @@ class PythonTests(SynchronousTestCase):
     The README's Python.
     """
 
-    def test_handlerAndItsTest(self) -> None:
+    def run_(self) -> dict[str, Any]:
         """
-        The handler of the README passes the test of the README.
+        Run all of it, in order.
+
+        @return: what it defines.
         """
         namespace: dict[str, Any] = {}
-        pieces = blocks("python")
-        self.assertEqual(2, len(pieces))
-        for piece in pieces:
+        for piece in blocks("python"):
             exec(compile(piece, "README.md", "exec"), namespace)
-        self.assertIsInstance(namespace["pair"], fcmxmpp.testing.ConnectedPair)
-        namespace["pair"].stop()
+        pair = namespace["pair"]
+        self.assertIsInstance(pair, fcmxmpp.testing.ConnectedPair)
+        self.addCleanup(pair.stop)
+        return namespace
+
+    def test_handlerAndItsTest(self) -> None:
+        """
+        The handler and the sending of the README pass the test of the README.
+        """
+        self.assertEqual(3, len(blocks("python")))
+        self.run_()
+
+    def test_plain(self) -> None:
+        """
+        The plain handler sees the message, which is acknowledged at once.
+        """
+        handler = self.run_()["Plain"](None)
+        pair = fcmxmpp.testing.connectedPair(handler)
+        self.addCleanup(pair.stop)
+        pair.device.send("m-1", {"op": "ping"})
+        pair.pump()
+        self.assertEqual(([("tok-A", "m-1", {"op": "ping"})], ["m-1"]), (handler.seen, pair.device.delivered))
+
+    def test_withDeferred(self) -> None:
+        """
+        The message of the handler with the Deferred is acknowledged when that
+        fires.
+        """
+        inserted: Deferred[None] = Deferred()
+        handler = self.run_()["WithDeferred"](lambda *row: inserted)
+        pair = fcmxmpp.testing.connectedPair(handler)
+        self.addCleanup(pair.stop)
+        pair.device.send("m-1", {})
+        pair.pump()
+        self.assertEqual([], pair.device.delivered)
+        inserted.callback(None)
+        pair.pump()
+        self.assertEqual(["m-1"], pair.device.delivered)
+
+    def test_remind(self) -> None:
+        """
+        Every outcome of a message leads to what the README's table says.
+        """
+        remind = self.run_()["remind"]
+        tokens = {"ann": "old"}
+
+        def outcome(result: Deferred[Ack]) -> tuple[Any, dict[str, str]]:
+            class Sender:
+                def send(self, message: DownstreamMessage) -> Deferred[Ack]:
+                    return result
+
+            tokens["ann"] = "old"
+            return self.successResultOf(Deferred.fromCoroutine(remind(Sender(), tokens, "ann"))), tokens
+
+        self.assertEqual(("accepted", {"ann": "old"}), outcome(succeed(Ack(message_id="d"))))
+        renewed = succeed(Ack(message_id="d", registration_id="new"))
+        self.assertEqual(("accepted", {"ann": "new"}), outcome(renewed))
+        gone = fail(errors.Nacked("BAD_REGISTRATION", "d"))
+        self.assertEqual(("BAD_REGISTRATION", {}), outcome(gone))
+        self.assertEqual(("INVALID_JSON", {"ann": "old"}), outcome(fail(errors.Nacked("INVALID_JSON", "d"))))
+        for error in (errors.Expired, errors.AckTimedOut, errors.QueueFull, errors.Stopped):
+            self.assertEqual((error.__name__, {"ann": "old"}), outcome(fail(error("why"))))
+
+    def test_errorsAreListed(self) -> None:
+        """
+        The table of errors has every error that C{send} may fail with.
+        """
+        documented = IDownstreamSender["send"].__doc__.partition("Fails with")[2]
+        for name in re.findall(r"fcmxmpp\.errors\.(\w+)", documented):
+            self.assertRegex(README, rf"(?m)^\| `{name}`")
 
     def test_untestedHandlerIsNoticed(self) -> None:
         """
         The test of the README fails for a handler that does nothing.
         """
-        handler, check = blocks("python")
+        handler, sending, check = blocks("python")
         namespace: dict[str, Any] = {}
+        exec(compile(sending, "README.md", "exec"), namespace)
         exec(compile(handler.replace("self.sender.send(", "self.other("), "README.md", "exec"), namespace)
         namespace["Inbox"].other = lambda self, message: self.sender.send
         namespace["Inbox"].messageReceived = lambda self, message: None
@@ -77,6 +150,9 @@ class CommandTests(SynchronousTestCase):
         commands = [" ".join(block.replace("\\\n", " ").split()) for block in blocks("sh")]
         real = [command for command in commands if "push.example.org" in command]
         self.assertEqual(1, len(real))
+        # Run, word by word, by test_commandline.WebhookTests.test_README.
+        real += [command for command in commands if "send.sock" in command]
+        self.assertEqual(3, len(real))
         self.assertEqual(sorted(runBy), sorted(set(commands) - set(real)))
         for command, where in runBy.items():
             text = (CHECKOUT / where).read_text(encoding="utf-8")
@@ -106,6 +182,8 @@ class CommandTests(SynchronousTestCase):
         known = {f"--{parameter[0]}" for parameter in Options.optParameters + Options.optFlags}
         # These two are twistd's.
         known |= {"--help", "--pidfile"}
+        # And this is curl's.
+        known |= {"--unix-socket"}
         named = set(re.findall(r"--[a-z][a-z-]+", README))
         self.assertEqual(set(), named - known)
         self.assertTrue(named)

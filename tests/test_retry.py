@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from fcmxmpp.retry import LOGIN_REFUSED_DELAY, backoff, failuresAfter, loginDelay
+from fcmxmpp.retry import (
+    LOGIN_REFUSED_DELAY,
+    STABLE,
+    backoff,
+    failuresAfter,
+    loginDelay,
+    nackDelay,
+    rateDelay,
+    reconnectDelay,
+)
 
 
 #: How many tries have failed in a row.
@@ -90,12 +99,97 @@ class FailuresAfterTests(SynchronousTestCase):
         """
         self.assertEqual(failuresAfter(count, connectedFor), count + 1)
 
+    def test_default(self) -> None:
+        """
+        Unless the caller says otherwise, a minute makes it a stable one.
+        """
+        self.assertEqual(STABLE, 60.0)
+        self.assertEqual((failuresAfter(3, STABLE - 0.1), failuresAfter(3, STABLE)), (4, 0))
+
     def test_stableAfter(self) -> None:
         """
         The caller sets how long is long enough.
         """
         self.assertEqual(failuresAfter(3, 9.9, stableAfter=10.0), 4)
         self.assertEqual(failuresAfter(3, 10.0, stableAfter=10.0), 0)
+
+
+class ReconnectDelayTests(SynchronousTestCase):
+    """
+    L{reconnectDelay} loses no time, unless there is something the matter.
+    """
+
+    def test_delays(self) -> None:
+        """
+        The first try is made at once; those after it wait, from one second
+        to a minute.
+        """
+        delays = [reconnectDelay(n, 0.0) for n in range(1, 10)]
+        self.assertEqual(delays, [0, 1, 2, 4, 8, 16, 32, 60, 60])
+
+    def test_stable(self) -> None:
+        """
+        After a stable connection, which leaves no failure, the first try is
+        made at once as well.
+        """
+        self.assertEqual(reconnectDelay(failuresAfter(7, STABLE), 0.0), 0.0)
+
+    def test_jitter(self) -> None:
+        """
+        Jitter takes off up to half, and leaves the first try where it is.
+        """
+        self.assertEqual([reconnectDelay(n, 1.0) for n in (0, 1, 2, 3, 20)], [0, 0, 0.5, 1, 30])
+
+    @given(st.integers(2, 10**6), jitters)
+    def test_bounds(self, count: int, jitter: float) -> None:
+        """
+        From the second try on there is always a pause, never one of over a
+        minute.
+        """
+        self.assertTrue(0.5 <= reconnectDelay(count, jitter) <= 60.0)
+
+
+class NackDelayTests(SynchronousTestCase):
+    """
+    L{nackDelay} begins at a second, as the protocol wants it, and doubles.
+    """
+
+    def test_delays(self) -> None:
+        """
+        Without jitter it doubles from two seconds to a minute, with the
+        greatest from one to half a minute.
+        """
+        self.assertEqual([nackDelay(n, 0.0) for n in range(1, 8)], [2, 4, 8, 16, 32, 60, 60])
+        self.assertEqual([nackDelay(n, 1.0) for n in range(1, 8)], [1, 2, 4, 8, 16, 30, 30])
+
+    @given(failures, jitters)
+    def test_bounds(self, count: int, jitter: float) -> None:
+        """
+        It is never under a second nor over a minute.
+        """
+        self.assertTrue(1.0 <= nackDelay(count, jitter) <= 60.0)
+
+
+class RateDelayTests(SynchronousTestCase):
+    """
+    L{rateDelay} lets a device or topic rest.
+    """
+
+    def test_delays(self) -> None:
+        """
+        Without jitter it doubles from twenty seconds to ten minutes, with
+        the greatest from ten seconds to five minutes.
+        """
+        self.assertEqual([rateDelay(n, 0.0) for n in range(1, 8)], [20, 40, 80, 160, 320, 600, 600])
+        self.assertEqual([rateDelay(n, 1.0) for n in range(1, 8)], [10, 20, 40, 80, 160, 300, 300])
+
+    @given(failures, jitters)
+    def test_slowerThanNack(self, count: int, jitter: float) -> None:
+        """
+        It is always longer than the delay of a message that was merely not
+        taken, and never over ten minutes.
+        """
+        self.assertTrue(nackDelay(count, jitter) < rateDelay(count, jitter) <= 600.0)
 
 
 class LoginDelayTests(SynchronousTestCase):

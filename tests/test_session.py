@@ -35,6 +35,7 @@ from fcmxmpp.messages import (
     UpstreamMessage,
 )
 from fcmxmpp.session import (
+    OVERRUN,
     Answer,
     Answered,
     Dead,
@@ -44,6 +45,7 @@ from fcmxmpp.session import (
     KeepAlive,
     Lost,
     Output,
+    Overdue,
     Phase,
     Probe,
     Received,
@@ -106,8 +108,8 @@ def begin(role: Role, phase: Phase) -> Session:
     """
     begun = Session(role, 0.0, window=3)
     message = down if role is APP else up
-    begun.send(message("a"))
-    begun.send(message("b"))
+    begun.send(message("a"), 0.0)
+    begun.send(message("b"), 0.0)
     if phase is DRAINING:
         begun.receive(DRAIN) if role is APP else begun.drain()
     elif phase is CLOSED:
@@ -141,7 +143,7 @@ def sends(message: Sendable) -> tuple[Input, tuple[Outcome, Outcome, Outcome]]:
     The row for sending.
     """
     return (
-        lambda session: session.send(message),
+        lambda session: session.send(message, 0.0),
         (([Send(message)], OPEN), (ValueError, DRAINING), (ValueError, CLOSED)),
     )
 
@@ -158,7 +160,16 @@ def _drainingNack(name: str) -> Nack:
         from_=f"tok-{name}",
         message_id=f"m-{name}",
         error="CONNECTION_DRAINING",
-        error_description="Connection is draining; send on another one",
+        error_description="Send on another connection",
+    )
+
+
+def _overrunNack(name: str) -> Nack:
+    return Nack(
+        from_=f"tok-{name}",
+        message_id=f"m-{name}",
+        error="SERVICE_UNAVAILABLE",
+        error_description="Too many messages without an answer",
     )
 
 
@@ -196,6 +207,10 @@ TABLE: dict[tuple[Role, str], tuple[Input, tuple[Outcome, Outcome, Outcome]]] = 
     ),
     (APP, "receive other control"): (receives(_new), unmoved([Ignored(_new)])),
     (APP, "receive the unknown"): (receives(_unknown), unmoved([Ignored(_unknown)])),
+    (APP, "no answer in time"): (
+        lambda session: session.wake(120.0),
+        unmoved([Overdue(down("a")), Overdue(down("b")), Probe()]),
+    ),
     (APP, "lost"): (
         Session.lost,
         (([Lost((down("a"), down("b")))], CLOSED), ([Lost((down("a"), down("b")))], CLOSED), ([], CLOSED)),
@@ -297,9 +312,9 @@ class SendTests(SynchronousTestCase):
         """
         for role, message in ((APP, down), (SERVER, up)):
             begun = begin(role, OPEN)
-            begun.send(message("c"))
+            begun.send(message("c"), 0.0)
             self.assertEqual((begun.room, begun.unanswered), (0, 3))
-            self.assertRaises(ValueError, begun.send, message("d"))
+            self.assertRaises(ValueError, begun.send, message("d"), 0.0)
             self.assertFalse(begun.isUnanswered(message("d")))
             self.assertEqual(begun.lost(), [Lost((message("a"), message("b"), message("c")))])
 
@@ -318,7 +333,7 @@ class SendTests(SynchronousTestCase):
         Answers are sent with no room left, and take none (A10).
         """
         begun = Session(APP, 0.0, window=1)
-        begun.send(down("a"))
+        begun.send(down("a"), 0.0)
         for name in "wxyz":
             begun.receive(up(name))
             self.assertEqual(begun.answer(up(name).ack()), [Send(up(name).ack())])
@@ -340,9 +355,9 @@ class SendTests(SynchronousTestCase):
         caller's bug; afterwards it is not.
         """
         begun = begin(APP, OPEN)
-        self.assertRaises(ValueError, begun.send, down("a"))
+        self.assertRaises(ValueError, begun.send, down("a"), 0.0)
         begun.receive(nackOf(down("a"), "SERVICE_UNAVAILABLE"))
-        self.assertEqual(begun.send(down("a")), [Send(down("a"))])
+        self.assertEqual(begun.send(down("a"), 0.0), [Send(down("a"))])
 
     def test_sameIDFromTwoDevices(self) -> None:
         """
@@ -350,8 +365,8 @@ class SendTests(SynchronousTestCase):
         """
         begun = Session(SERVER, 0.0)
         one, other = (UpstreamMessage(from_=token, message_id="1") for token in ("tok-A", "tok-B"))
-        begun.send(one)
-        begun.send(other)
+        begun.send(one, 0.0)
+        begun.send(other, 0.0)
         self.assertEqual(begun.receive(other.ack()), [Answered(other, other.ack())])
         self.assertEqual(begun.lost(), [Lost((one,))])
 
@@ -368,7 +383,7 @@ class SendTests(SynchronousTestCase):
         """
         The error for sending too late says why.
         """
-        error = self.assertRaises(ValueError, begin(APP, DRAINING).send, down("c"))
+        error = self.assertRaises(ValueError, begin(APP, DRAINING).send, down("c"), 0.0)
         self.assertEqual(str(error), "nothing may be sent on a stream that is draining")
 
     def test_isUnanswered(self) -> None:
@@ -472,7 +487,7 @@ class DrainTests(SynchronousTestCase):
         """
         server = begin(SERVER, DRAINING)
         app = begin(APP, OPEN)
-        app.send(down("c"))
+        app.send(down("c"), 0.0)
         [refusal] = server.receive(down("c"))
         assert isinstance(refusal, Send) and isinstance(refusal.message, Nack)
         self.assertEqual(app.receive(refusal.message), [Draining(), Answered(down("c"), refusal.message)])
@@ -513,7 +528,7 @@ class LivenessTests(SynchronousTestCase):
         Any byte begins the minute anew.
         """
         begun = Session(APP, 1000.0)
-        begun.heard(1030.0)
+        self.assertIs(begun.heard(1030.0), False)
         self.assertEqual(begun.wakeAt, 1090.0)
         self.assertEqual(begun.wake(1089.9), [])
         self.assertEqual(begun.wake(1090.0), [Probe()])
@@ -524,10 +539,39 @@ class LivenessTests(SynchronousTestCase):
         """
         begun = Session(APP, 1000.0)
         begun.wake(1060.0)
-        begun.heard(1089.0)
+        self.assertIs(begun.heard(1089.0), True)
+        self.assertIs(begun.heard(1089.0), False)
         self.assertEqual(begun.wake(1090.0), [])
         self.assertEqual(begun.wakeAt, 1149.0)
         self.assertEqual(begun.wake(1149.0), [Probe()])
+
+    def test_noRoomWhileProbed(self) -> None:
+        """
+        Until the probe is answered there is no room, and sending is the
+        caller's bug; then there is as much as there was.
+        """
+        begun = begin(APP, OPEN)
+        begun.wake(60.0)
+        self.assertEqual((begun.room, begun.unanswered), (0, 2))
+        error = self.assertRaises(ValueError, begun.send, down("c"), 60.0)
+        self.assertEqual(str(error), "nothing may be sent while a probe is unanswered")
+        self.assertFalse(begun.isUnanswered(down("c")))
+        begun.wake(90.0)
+        self.assertEqual(begun.room, 0)
+        begun.heard(91.0)
+        self.assertEqual(begun.room, 1)
+        self.assertEqual(begun.send(down("c"), 91.0), [Send(down("c"))])
+
+    def test_probedGoesOn(self) -> None:
+        """
+        What crosses the probe is received, answered and taken as an answer.
+        """
+        begun = begin(APP, OPEN)
+        begun.wake(60.0)
+        self.assertEqual(begun.receive(up("x")), [Received(up("x"))])
+        self.assertEqual(begun.answer(up("x").ack()), [Send(up("x").ack())])
+        self.assertEqual(begun.receive(ackOf(down("a"))), [Answered(down("a"), ackOf(down("a")))])
+        self.assertEqual(begun.lost(), [Lost((down("b"),))])
 
     def test_messagesAreNoSignOfLifeByThemselves(self) -> None:
         """
@@ -589,32 +633,232 @@ class LivenessTests(SynchronousTestCase):
         for role in Role:
             self.assertEqual(begin(role, CLOSED).wake(1e9), [])
 
-    @given(
-        st.sampled_from(Role),
-        st.floats(1, 100),
-        st.floats(0.01, 1),
-        st.lists(st.tuples(st.floats(0, 200), st.booleans())),
-    )
-    def test_wakeAtNeverMovesBack(
-        self, role: Role, quiet: float, share: float, events: list[tuple[float, bool]]
-    ) -> None:
+
+class AnswerWithinTests(SynchronousTestCase):
+    """
+    No message of an app server is waited for longer than it has to be.
+    """
+
+    def session(self, answerWithin: float = 50.0) -> Session:
         """
-        With no more patience than quiet, as the defaults are, the time to
-        wake never moves back; waking before it does nothing, waking at it one
-        thing, after which it has moved on.
+        A session that waits less long for an answer than for a sign of life,
+        with C{"a"} sent at 1000, C{"b"} at 1010 and C{"c"} at 1020.
         """
-        now = 0.0
-        begun = Session(role, now, quiet=quiet, patience=quiet * share)
-        for passed, heard in events:
-            now += passed
-            before = begun.wakeAt
-            if heard:
-                begun.heard(now)
-            else:
-                outputs = begun.wake(now)
-                self.assertEqual(len(outputs), 1 if now >= before else 0)
-                self.assertTrue(begun.wakeAt > now or not outputs)
-            self.assertGreaterEqual(begun.wakeAt, before)
+        begun = Session(APP, 1000.0, answerWithin=answerWithin)
+        for name, now in (("a", 1000.0), ("b", 1010.0), ("c", 1020.0)):
+            begun.send(down(name), now)
+        begun.heard(1020.0)
+        return begun
+
+    def test_overdue(self) -> None:
+        """
+        A message without an answer comes out when its time is up, not
+        earlier; the peer is probed, though it has been heard (A11).
+        """
+        begun = self.session()
+        self.assertEqual(begun.wakeAt, 1050.0)
+        self.assertEqual(begun.wake(1049.9), [])
+        self.assertEqual(begun.wake(1050.0), [Overdue(down("a")), Probe()])
+        self.assertEqual(begun.wake(1050.0), [])
+
+    def test_each(self) -> None:
+        """
+        Each message has a time of its own; those whose time is up come out in
+        the order they were sent.
+        """
+        begun = self.session()
+        self.assertEqual(begun.wake(1060.0), [Overdue(down("a")), Overdue(down("b")), Probe()])
+        self.assertEqual(begun.wakeAt, 1070.0)
+        self.assertEqual((begun.unanswered, begun.isUnanswered(down("c"))), (1, True))
+
+    def test_forgotten(self) -> None:
+        """
+        It has left its place, is not among the lost, its answer is a foreign
+        one, and one with its key may be sent.
+        """
+        begun = self.session()
+        begun.wake(1060.0)
+        begun.heard(1061.0)
+        self.assertEqual(begun.room, WINDOW - 1)
+        self.assertEqual(begun.receive(ackOf(down("a"))), [Foreign(ackOf(down("a")))])
+        self.assertEqual(begun.send(down("b"), 1061.0), [Send(down("b"))])
+        self.assertEqual(begun.lost(), [Lost((down("c"), down("b")))])
+
+    def test_ended(self) -> None:
+        """
+        What was answered or given up is never overdue, wherever it stood; nor
+        is anything once the stream is lost.
+        """
+        begun = self.session()
+        begun.receive(ackOf(down("a")))
+        self.assertEqual(begun.wakeAt, 1060.0)
+        begun.giveUp("m-c")
+        self.assertEqual(begun.wake(1200.0), [Overdue(down("b")), Probe()])
+        begun = self.session()
+        begun.lost()
+        self.assertEqual(begun.wake(1200.0), [])
+
+    def test_sentAgain(self) -> None:
+        """
+        The time of a message that is sent again begins with that, and those
+        that were sent before it come first.
+        """
+        begun = self.session()
+        begun.receive(nackOf(down("a"), "SERVICE_UNAVAILABLE"))
+        begun.send(down("a"), 1030.0)
+        self.assertEqual(begun.wake(1060.0), [Overdue(down("b")), Probe()])
+        self.assertEqual(begun.wake(1080.0), [Overdue(down("c")), Overdue(down("a"))])
+
+    def test_oneProbe(self) -> None:
+        """
+        While a probe is unanswered there is no second one, and the patience
+        for it is not renewed; a later one has its own.
+        """
+        begun = self.session()
+        begun.wake(1050.0)
+        self.assertEqual(begun.wake(1060.0), [Overdue(down("b"))])
+        self.assertEqual(begun.wake(1080.0), [Overdue(down("c")), Dead()])
+        begun = self.session()
+        begun.wake(1050.0)
+        begun.heard(1055.0)
+        self.assertEqual(begun.wake(1060.0), [Overdue(down("b")), Probe()])
+        self.assertEqual(begun.wakeAt, 1070.0)
+        self.assertEqual(begun.wake(1070.0), [Overdue(down("c"))])
+        self.assertEqual((begun.wakeAt, begun.wake(1090.0)), (1090.0, [Dead()]))
+
+    def test_heardDoesNotHelp(self) -> None:
+        """
+        A peer that says all sorts of things but answers not is still probed.
+        """
+        begun = self.session()
+        begun.receive(up("x"))
+        begun.heard(1050.0)
+        self.assertEqual(begun.wake(1050.0), [Overdue(down("a")), Probe()])
+
+    def test_deadPeerFirst(self) -> None:
+        """
+        As the defaults are, a peer that died before a message was sent is
+        found before that is overdue, so that it goes to the next stream (A17).
+        """
+        begun = Session(APP, 1000.0)
+        begun.send(down("a"), 1000.0)
+        outputs = []
+        while Dead() not in outputs:
+            outputs += begun.wake(begun.wakeAt)
+        self.assertEqual(outputs + begun.lost(), [Probe(), Dead(), Lost((down("a"),))])
+
+    def test_default(self) -> None:
+        """
+        By default a message is waited for two minutes.
+        """
+        begun = Session(APP, 1000.0)
+        begun.send(down("a"), 1000.0)
+        begun.heard(1100.0)
+        self.assertEqual(begun.wake(1119.9), [])
+        self.assertEqual(begun.wake(1120.0), [Overdue(down("a")), Probe()])
+
+    def test_idle(self) -> None:
+        """
+        With nothing unanswered the session wants to be woken as often as
+        would do for a message that is sent next, and then does nothing.
+        """
+        begun = Session(APP, 1000.0, answerWithin=10.0)
+        self.assertEqual(begun.wakeAt, 1010.0)
+        begun.send(down("a"), 1001.0)
+        begun.receive(ackOf(down("a")))
+        self.assertEqual((begun.wakeAt, begun.wake(1011.0), begun.wakeAt), (1011.0, [], 1021.0))
+
+    def test_serverWaits(self) -> None:
+        """
+        A connection server waits for an ACK for as long as it takes: the
+        handler may be at it.
+        """
+        begun = Session(SERVER, 1000.0, answerWithin=10.0)
+        begun.send(up("a"), 1000.0)
+        self.assertEqual((begun.wakeAt, begun.wake(1e6)), (1060.0, [KeepAlive()]))
+        self.assertEqual(begun.lost(), [Lost((up("a"),))])
+
+
+class OverrunTests(SynchronousTestCase):
+    """
+    An app server that does not wait for our answers is stopped, gently.
+    """
+
+    def receive(self, begun: Session, names: range) -> list[Output]:
+        """
+        What comes out when the peer sends all of these.
+        """
+        return [output for name in names for output in begun.receive(down(str(name)))]
+
+    def test_tolerated(self) -> None:
+        """
+        A window and some more are taken; what is beyond is NACKed, each by
+        its own name, and the stream stays (S12).
+        """
+        begun = Session(SERVER, 0.0)
+        most = WINDOW + OVERRUN
+        self.assertEqual(
+            self.receive(begun, range(most + 2)),
+            [Received(down(str(name))) for name in range(most)]
+            + [Send(_overrunNack(str(name))) for name in range(most, most + 2)],
+        )
+        self.assertIs(begun.phase, OPEN)
+
+    def test_answerMakesRoom(self) -> None:
+        """
+        Each answer, good or bad, lets one more pass; a NACK for the overrun
+        does not, because what it answers was never taken.
+        """
+        begun = Session(SERVER, 0.0, window=1)
+        self.receive(begun, range(OVERRUN + 3))
+        for answer in (ackOf(down("0")), nackOf(down("1"), "INVALID_JSON")):
+            begun.answer(answer)
+            self.assertEqual(
+                begun.receive(down("x")) + begun.receive(down("y")),
+                [Received(down("x")), Send(_overrunNack("y"))],
+            )
+
+    def test_whoeverItIsTo(self) -> None:
+        """
+        The NACK names whatever the message was for, and has a C{message_id}
+        even if the message has none.
+        """
+        begun = Session(SERVER, 0.0, window=1)
+        self.receive(begun, range(OVERRUN + 1))
+        for message, from_, message_id in (
+            (DownstreamMessage(condition="'a' in topics", message_id="m-x"), "'a' in topics", "m-x"),
+            (DownstreamMessage(to="tok-x"), "tok-x", ""),
+            (DownstreamMessage(message_id="m-x"), None, "m-x"),
+        ):
+            [refusal] = begun.receive(message)
+            assert isinstance(refusal, Send) and isinstance(refusal.message, Nack)
+            self.assertEqual((refusal.message.from_, refusal.message.message_id), (from_, message_id))
+
+    def test_drainingFirst(self) -> None:
+        """
+        While the stream is drained it says so, for then another stream helps;
+        what it took before is still answered.
+        """
+        begun = Session(SERVER, 0.0, window=1)
+        self.receive(begun, range(OVERRUN + 1))
+        begun.drain()
+        self.assertEqual(begun.receive(down("x")), [Send(_drainingNack("x"))])
+        self.assertEqual(begun.answer(ackOf(down("0"))), [Send(ackOf(down("0")))])
+
+    def test_otherDirection(self) -> None:
+        """
+        What a connection server itself sends has nothing to do with it, and
+        an app server's end takes whatever comes: it is the server's part to
+        keep its window.
+        """
+        begun = Session(SERVER, 0.0, window=1)
+        begun.send(up("a"), 0.0)
+        self.assertEqual(len(self.receive(begun, range(OVERRUN + 1))), OVERRUN + 1)
+        self.assertEqual(begun.receive(up("a").ack()), [Answered(up("a"), up("a").ack())])
+        self.assertEqual(begun.receive(down("x")), [Send(_overrunNack("x"))])
+        begun = Session(APP, 0.0, window=1)
+        for name in map(str, range(OVERRUN + 2)):
+            self.assertEqual(begun.receive(up(name)), [Received(up(name))])
 
 
 class OutputTests(SynchronousTestCase):
@@ -629,6 +873,7 @@ class OutputTests(SynchronousTestCase):
         Foreign(ackOf(down("a"))),
         Draining(),
         Ignored(_unknown),
+        Overdue(down("a")),
         Probe(),
         Dead(),
         KeepAlive(),
@@ -661,18 +906,37 @@ picks = st.integers(0, 11)
 
 class SessionMachine(RuleBasedStateMachine):
     """
-    A session next to a list of what is unanswered.
+    A session next to a list of what is unanswered, and one timer, as its shell
+    has it: set when it has gone off, and not moved in between.
     """
 
-    @initialize(role=st.sampled_from(Role), size=st.integers(1, 4))
-    def start(self, role: Role, size: int) -> None:
+    @initialize(
+        role=st.sampled_from(Role),
+        size=st.integers(1, 4),
+        patience=st.sampled_from([30.0, 60.0]),
+        answerWithin=st.sampled_from([20.0, 60.0, 150.0]),
+    )
+    def start(self, role: Role, size: int, patience: float, answerWithin: float) -> None:
         """
-        Either role, and a window that fills up soon.
+        Either role, a window that fills up soon, and an answer awaited for
+        less, as much and more time than a sign of life.
         """
-        self.session = Session(role, 0.0, window=size)
+        self.session = Session(
+            role, 0.0, window=size, quiet=60.0, patience=patience, answerWithin=answerWithin
+        )
         self.size = size
+        self.patience = patience
+        self.answerWithin = answerWithin
         self.phase = OPEN
         self.now = 0.0
+        self.timer = self.wakeAt = self.session.wakeAt
+        self.heardAt = 0.0
+        #: When the last probe went out, or the peer was said to be dead.
+        self.probedAt: float | None = None
+        #: How many of the peer's messages wait for an answer.
+        self.owed = 0
+        #: When each message was sent last.
+        self.sentAt: dict[str | None, float] = {}
         self.sent: list[Sendable] = []
         self.unanswered: list[Sendable] = []
         #: How each message that was sent ended.
@@ -686,12 +950,17 @@ class SessionMachine(RuleBasedStateMachine):
         for output in outputs:
             assert output.__struct_config__.frozen
             if isinstance(output, Send) and isinstance(output.message, Sendable):
-                assert self.phase is OPEN
+                assert self.phase is OPEN and self.probedAt is None
                 self.sent.append(output.message)
+                self.sentAt[output.message.message_id] = self.now
                 self.unanswered.append(output.message)
-            elif isinstance(output, Answered):
+            elif isinstance(output, Answered | Overdue):
                 self.unanswered.remove(output.message)
                 self.ended.append(output.message)
+            elif isinstance(output, Probe | Dead):
+                self.probedAt = self.now
+            elif isinstance(output, Received):
+                self.owed += 1
             elif isinstance(output, Draining) or output == Send(DRAIN):
                 assert self.phase is OPEN
                 self.phase = DRAINING
@@ -715,10 +984,10 @@ class SessionMachine(RuleBasedStateMachine):
         Something new is to be sent.
         """
         message = self.message(str(len(self.sent)))
-        allowed = self.phase is OPEN and len(self.unanswered) < self.size
+        allowed = self.phase is OPEN and self.probedAt is None and len(self.unanswered) < self.size
         assert (self.session.room > 0) is allowed
         try:
-            outputs = self.session.send(message)
+            outputs = self.session.send(message, self.now)
         except ValueError:
             assert not allowed
         else:
@@ -732,7 +1001,7 @@ class SessionMachine(RuleBasedStateMachine):
         Something is to be sent though it is unanswered.
         """
         try:
-            self.session.send(self.pick(which))
+            self.session.send(self.pick(which), self.now)
         except ValueError:
             return
         raise AssertionError("sent twice")
@@ -782,7 +1051,7 @@ class SessionMachine(RuleBasedStateMachine):
         """
         message = self.ended[which % len(self.ended)]
         if self.session.room and message not in self.unanswered:
-            self.check(self.session.send(message), [Send(message)])
+            self.check(self.session.send(message, self.now), [Send(message)])
 
     @precondition(lambda self: self.unanswered and self.session.role is APP)
     @rule(which=picks)
@@ -796,35 +1065,95 @@ class SessionMachine(RuleBasedStateMachine):
         self.unanswered.remove(message)
         self.ended.append(message)
 
-    @rule()
-    def peerSends(self) -> None:
+    @rule(many=st.integers(1, 15))
+    def peerSends(self, many: int) -> None:
         """
-        The peer sends something that wants an answer, which goes out at once.
+        The peer sends what wants answers, perhaps without waiting for any.
         """
-        if self.session.role is APP:
-            self.check(self.session.receive(up("x")), [] if self.phase is CLOSED else [Received(up("x"))])
-            answer: Answer = up("x").ack()
-        else:
-            outcomes: dict[Phase, list[Output]] = {
-                OPEN: [Received(down("x"))],
-                DRAINING: [Send(_drainingNack("x"))],
-                CLOSED: [],
-            }
-            self.check(self.session.receive(down("x")), outcomes[self.phase])
-            answer = ackOf(down("x"))
-        self.check(self.session.answer(answer), [] if self.phase is CLOSED else [Send(answer)])
+        for _ in range(many):
+            if self.phase is CLOSED:
+                expected: list[Output] = []
+            elif self.session.role is APP:
+                expected = [Received(up("x"))]
+            elif self.phase is DRAINING:
+                expected = [Send(_drainingNack("x"))]
+            elif self.owed == self.size + OVERRUN:
+                expected = [Send(_overrunNack("x"))]
+            else:
+                expected = [Received(down("x"))]
+            self.check(self.session.receive(up("x") if self.session.role is APP else down("x")), expected)
 
-    @rule(passed=st.floats(0, 50), heard=st.booleans())
-    def timePasses(self, passed: float, heard: bool) -> None:
+    @precondition(lambda self: self.owed)
+    @rule(many=st.integers(1, 15))
+    def answer(self, many: int) -> None:
         """
-        Time passes, which is nothing to the messages.
+        Some of the peer's messages get their answers.
         """
-        self.now += passed
-        if heard:
-            self.session.heard(self.now)
-        outputs = self.session.wake(self.now)
-        assert len(outputs) <= (self.phase is not CLOSED)
-        self.check(outputs, outputs)
+        answer: Answer = up("x").ack() if self.session.role is APP else ackOf(down("x"))
+        for _ in range(min(many, self.owed)):
+            self.owed -= 1
+            self.check(self.session.answer(answer), [] if self.phase is CLOSED else [Send(answer)])
+
+    @rule()
+    def hear(self) -> None:
+        """
+        Bytes come; a probe, if there is one, is answered.
+        """
+        assert self.session.heard(self.now) is (self.probedAt is not None)
+        self.heardAt = self.now
+        self.probedAt = None
+
+    @rule(passed=st.integers(0, 100), busy=st.booleans())
+    def timePasses(self, passed: int, busy: bool) -> None:
+        """
+        Time passes, and the timer goes off whenever it is due; or only later,
+        because the shell is busy.
+        """
+        until = self.now + passed
+        while not busy and self.timer <= until:
+            self.now = max(self.now, self.timer)
+            self.wake(self.now == self.timer)
+            self.same()
+            self.timer = self.session.wakeAt
+            assert self.timer > self.now or self.phase is CLOSED
+            if self.phase is CLOSED:
+                break
+        self.now = until
+
+    @rule()
+    def wakeEarly(self) -> None:
+        """
+        The session is woken at any time, be it too early.
+        """
+        self.wake(self.now <= self.timer)
+
+    def due(self, message: Sendable) -> float:
+        """
+        When a message that is unanswered will be overdue.
+        """
+        return self.sentAt[message.message_id] + self.answerWithin
+
+    def wake(self, inTime: bool) -> None:
+        """
+        Wake the session.
+
+        @param inTime: whether the shell did not miss the time to do so.
+        """
+        expected: list[Output] = []
+        if self.phase is CLOSED:
+            pass
+        elif self.session.role is SERVER:
+            expected = [KeepAlive()] if self.now >= self.wakeAt else []
+        else:
+            late = [message for message in self.unanswered if self.due(message) <= self.now]
+            assert not inTime or all(self.due(message) == self.now for message in late)
+            expected += [Overdue(message) for message in late]
+            if self.probedAt is None:
+                expected += [Probe()] if late or self.now >= self.heardAt + 60.0 else []
+            elif self.now >= self.probedAt + self.patience:
+                expected.append(Dead())
+            assert not expected or self.now >= self.wakeAt
+        self.check(self.session.wake(self.now), expected)
 
     @precondition(lambda self: len(self.sent) > 3)
     @rule()
@@ -849,12 +1178,21 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         """
-        Both agree, and never is there more unanswered than the window holds.
+        Both agree; never is there more unanswered than the window holds; and
+        the time to wake neither moves back nor is too late for any message.
         """
         assert self.session.phase is self.phase
         assert self.session.unanswered == len(self.unanswered) <= self.size
-        assert self.session.room == (self.size - len(self.unanswered) if self.phase is OPEN else 0)
+        if self.phase is not CLOSED:
+            # An app server's end need not count.
+            assert self.session.owed == (self.owed if self.session.role is SERVER else 0)
+        open_ = self.phase is OPEN and self.probedAt is None
+        assert self.session.room == (self.size - len(self.unanswered) if open_ else 0)
         assert all(self.session.isUnanswered(message) for message in self.unanswered)
+        assert self.session.wakeAt >= self.wakeAt
+        self.wakeAt = self.session.wakeAt
+        if self.session.role is APP and self.unanswered:
+            assert self.wakeAt <= min(map(self.due, self.unanswered))
 
     def teardown(self) -> None:
         """
@@ -873,7 +1211,9 @@ class MachineTests(SynchronousTestCase):
     def test_session(self) -> None:
         """
         A session never has more unanswered than its window holds; each
-        message that it sent ends exactly once; what is lost keeps its order;
-        nothing is sent once it drains.
+        message that it sent ends exactly once, be it answered, overdue, given
+        up or lost; what is lost keeps its order; nothing is sent once it
+        drains, or while a probe is unanswered.  One timer is enough for it,
+        and with that each message is overdue at the very moment.
         """
         run_state_machine_as_test(SessionMachine)

@@ -5,6 +5,7 @@ Tests for L{fcmxmpp.tap}; as a real process in test_commandline.py.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from twisted.application.service import IServiceMaker, MultiService, Service
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import LogLevel
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.plugin import getPlugins
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -27,9 +28,12 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
 from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.handlers import Echo
 from fcmxmpp.interfaces import IUpstreamHandler
+from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.options import Options, Settings
 from fcmxmpp.tap import makeService
+from fcmxmpp.webhook import Webhook, WebhookConnections
 
 
 KEY = "EXAMPLE-SERVER-KEY"
@@ -126,6 +130,8 @@ class PrecedenceTests(OptionsCase):
             ("jsonlines", 10.0, False, False),
             (settings.handler, settings.grace, settings.demo, settings.announce),
         )
+        self.assertEqual((1, False), (settings.connections, settings.policy.ordered))
+        self.assertEqual((None, None, None), (settings.sendAPI, settings.sendAPIToken, settings.webhookToken))
 
     def test_file(self) -> None:
         """
@@ -144,6 +150,24 @@ class PrecedenceTests(OptionsCase):
         )
         assert settings.credentials is not None
         self.assertEqual(KEY, settings.credentials.serverKey)
+
+    def test_newerInFile(self) -> None:
+        """
+        So may these.
+        """
+        token = self.write("token", " EXAMPLE-TOKEN \nanything\n")
+        config = self.write(
+            "config.toml",
+            'connections = 3\nordered = true\nsend-api = "tcp:80"\nhandler = "webhook:https://h/?k"\n'
+            f'send-api-token-file = "{token}"\nwebhook-token-file = "{token}"\n',
+        )
+        settings = self.settings("--config", config, *self.real)
+        self.assertEqual((3, True), (settings.connections, settings.policy.ordered))
+        self.assertEqual(("tcp:80", "EXAMPLE-TOKEN"), (settings.sendAPI, settings.sendAPIToken))
+        self.assertEqual(("webhook:https://h/?k", "EXAMPLE-TOKEN"), (settings.handler, settings.webhookToken))
+        settings = self.settings("--config", config, *self.real, "--connections", "1000")
+        self.assertEqual(1000, settings.connections)
+        self.assertTrue(self.settings("--ordered", *self.real).policy.ordered)
 
     def test_optionBeforeFile(self) -> None:
         """
@@ -264,6 +288,20 @@ class WrongUseTests(OptionsCase):
             (("--embedded", "--handler-timeout", "inf"), "--handler-timeout has to be a number"),
             (("--embedded", "--grace", "-1"), "--grace"),
             (("--embedded", "--grace", "nan"), "--grace has to be a number"),
+            (("--embedded", "--connections", "0"), "--connections has to be a whole number, 1 to 1000"),
+            (("--embedded", "--connections", "1001"), "--connections has to be a whole number, 1 to 1000"),
+            (("--embedded", "--connections", "1.5"), "--connections"),
+            (("--embedded", "--handler", "jsonlines:"), "jsonlines:PATH"),
+            (("--embedded", "--handler", "echo:x"), "--handler has to be"),
+            (("--embedded", "--handler", "webhook"), "the URL has to begin with https://"),
+            (("--embedded", "--handler", "webhook:"), "the URL has to begin with https://"),
+            (("--embedded", "--handler", "webhook:https://u:p@h/"), "--webhook-token-file"),
+            (("--embedded", "--webhook-token-file", self.key), "needs --handler webhook:URL"),
+            (
+                ("--embedded", "--handler", "webhook:http://h/", "--webhook-token-file", self.key),
+                "has to begin with https://, because the token goes over it",
+            ),
+            (("--embedded", "--send-api-token-file", self.key), "needs --send-api"),
             (("--embedded", "--config", str(self.directory / "none")), "No such file"),
             (("--embedded", "--config", str(self.directory)), "directory"),
         ]
@@ -300,6 +338,30 @@ class WrongUseTests(OptionsCase):
             arguments = ("--endpoint", "tls:h:1", "--sender-id", "1", "--server-key-file", key)
             self.assertIn(said, self.refused(*arguments))
 
+    def test_tokens(self) -> None:
+        """
+        So is what is wrong with the file of a token.
+        """
+        for text, said in (
+            ("", "is empty"),
+            (KEY.encode() + b"\xff", "cannot read the send API token"),
+            (f"{KEY} {KEY}", "may only have ASCII"),
+            (f"{KEY}\u00e5", "may only have ASCII"),
+        ):
+            token = self.write("wrong", text)
+            said_ = self.refused("--embedded", "--send-api", "unix:s", "--send-api-token-file", token)
+            self.assertIn(said, said_)
+        none = str(self.directory / "none")
+        said = self.refused("--embedded", "--handler", "webhook:https://h/", "--webhook-token-file", none)
+        self.assertIn("cannot read the webhook token: No such file", said)
+
+    def test_secretInHandler(self) -> None:
+        """
+        A handler that has a URL in it is not quoted.
+        """
+        for handler in (f"webhok:https://{KEY}@h/", f"https://{KEY}@h/", f"webhook:https://u:{KEY}@h:x/"):
+            self.refused("--embedded", "--handler", handler)
+
     def test_blankKey(self) -> None:
         """
         Blanks are no key, wherever they come from.
@@ -325,8 +387,9 @@ class WrongUseTests(OptionsCase):
         for parent in ({"nodaemon": 0, "debug": False}, {"nodaemon": False}):
             said = self.refused(*self.real, parent=parent)
             self.assertIn("twistd -n", said)
-            options = self.options(*self.real, "--handler", "a.b", parent=dict(parent))
-            self.assertFalse(options.settings.announce)
+            for handler in ("a.b", "jsonlines:messages.jsonl", "echo", "webhook:https://h/"):
+                options = self.options(*self.real, "--handler", handler, parent=dict(parent))
+                self.assertFalse(options.settings.announce)
         self.options(*self.real, parent={"nodaemon": 0, "debug": True})
 
 
@@ -444,6 +507,111 @@ class MakeServiceTests(OptionsCase):
             sender = handler.sender if name == "handler" else made[-1]
             method = made[-1].delivery._handle
             self.assertIs(sender, method.__self__.sender)
+
+    def test_jsonlinesFile(self) -> None:
+        """
+        A file for JSON lines is made, or told to be impossible, at the start.
+        """
+        path = self.directory / "messages.jsonl"
+        method = self.made(*self.real, "--handler", f"jsonlines:{path}")[-1].delivery._handle
+        self.addCleanup(method.__self__._output.close)
+        method(UpstreamMessage(message_id="m-1", from_="tok-A"))
+        self.assertEqual("m-1", json.loads(path.read_text())["message_id"])
+        for wrong, said in (
+            (self.directory / "none" / "file", "No such file or directory"),
+            (self.directory, "Is a directory"),
+            ("/dev/null", "not a regular file"),
+            ("a\0b", "null"),
+        ):
+            error = self.assertRaises(SystemExit, self.made, *self.real, "--handler", f"jsonlines:{wrong}")
+            self.assertIn(f"{said}", str(error.code))
+            self.assertNotIn("\n", str(error.code))
+
+    def test_echo(self) -> None:
+        """
+        C{echo} sends by the app server.
+        """
+        (*_, server) = self.made(*self.real, "--handler", "echo")
+        echo = server.delivery._handle.__self__
+        self.assertIsInstance(echo, Echo)
+        self.assertIs(server, echo._sender)
+
+    def test_webhook(self) -> None:
+        """
+        C{webhook:URL} sends by the app server, has its token and less time than
+        a handler, and its connections are closed after the app server.
+        """
+        more = ("--webhook-token-file", self.key, "--handler-timeout", "10")
+        services = self.made(*self.real, "--handler", "webhook:https://h/?a:b=c", *more)
+        self.assertEqual([WebhookConnections, AppServer], [type(s) for s in services][-2:])
+        webhook = services[-1].delivery._handle.__self__
+        self.assertIsInstance(webhook, Webhook)
+        self.assertEqual(("https://h/?a:b=c", 5.0), (webhook._url, webhook._timeout))
+        self.assertEqual([f"Bearer {KEY}"], webhook._headers.getRawHeaders("Authorization"))
+        self.assertIs(services[-1], webhook._sender)
+        services = self.made(*self.real, "--handler", "webhook:https://h/")
+        self.assertEqual(30.0, services[-1].delivery._handle.__self__._timeout)
+
+    def test_connections(self) -> None:
+        """
+        There are as many links as were asked for.
+        """
+        (*_, server) = self.made(*self.real, "--connections", "3")
+        self.assertEqual(3, len(server.links))
+
+    def test_sendAPI(self) -> None:
+        """
+        The send API and the app server stop at the same time, the send API
+        first; it listens before anything is started.
+        """
+        reactor = MemoryReactorClock()
+        options = self.options("--embedded", "--send-api", "tcp:8080:interface=127.0.0.1")
+        services: Any = makeService(options, reactor)
+        (*_, both) = services
+        self.assertIs(MultiService, type(both))
+        self.assertEqual([AppServer, tap._SendAPI], [type(service) for service in both])
+        services.privilegedStartService()
+        self.assertEqual([(8080, "127.0.0.1")], [(port, where) for port, _, _, where in reactor.tcpServers])
+
+    def test_wrongSendAPIs(self) -> None:
+        """
+        What cannot be listened on, and what is open to others without a token,
+        is told in one line.
+        """
+        for description, said in (
+            ("", "has to look like unix:PATH"),
+            ("nonsense:1", "Unknown endpoint type"),
+            ("tcp:x", "has to look like"),
+            ("unix:", "a unix socket needs a path"),
+            ("ssl:1:privateKey=none", "No such file"),
+            ("tcp:8080", "needs --send-api-token-file"),
+            ("tcp:8080:interface=0.0.0.0", "needs --send-api-token-file"),
+            (r"tcp:8080:interface=\:\:", "needs --send-api-token-file"),
+        ):
+            error = self.assertRaises(SystemExit, self.made, "--embedded", "--send-api", description)
+            self.assertIn(said, str(error.code))
+            self.assertNotIn("\n", str(error.code))
+        for description in ("tcp:8080", "tcp:8080:interface=127.0.0.1", "unix:s"):
+            self.made("--embedded", "--send-api", description, "--send-api-token-file", self.key)
+
+    def test_cannotListen(self) -> None:
+        """
+        A port that cannot be had ends the process with the exit status 1, and a
+        line in the log and, if that is elsewhere, on standard error.
+        """
+        busy = self.directory / "file"
+        busy.touch()
+        for parent, printed in (({"nodaemon": 1}, 0), ({"nodaemon": 1, "logfile": "x"}, 1)):
+            options = self.options("--embedded", "--send-api", f"unix:{busy}", parent=parent)
+            services: Any = makeService(options, MemoryReactorClock())
+            output = io.StringIO()
+            self.patch(sys, "__stderr__", output)
+            with capturedLogs() as events:
+                error = self.assertRaises(SystemExit, services.privilegedStartService)
+            self.assertEqual(1, error.code)
+            said = f"--send-api unix:{busy}: cannot listen: there is a file of that name, which is no socket"
+            self.assertEqual([said], [formatEvent(event) for event in events])
+            self.assertEqual(f"twistd fcm-xmpp: {said}\n" * printed, output.getvalue())
 
     def test_wrongHandlers(self) -> None:
         """

@@ -332,17 +332,23 @@ class Together(RuleBasedStateMachine):
         pair.connectionServer.script.delay(3.0)
         self.upstream(5, "tok-A")
         self.send(150, "tok-B")
+        # One that would be there for long.
+        pair.connectionServer.drain(60.0, pair.connectionServer.streams()[:1])
         stopped: list[object] = []
         pair.stop().addBoth(stopped.append)
-        pair.advance(40.0, 0.5)
+        for _ in range(80):
+            if not stopped:
+                pair.advance(0.5)
         assert stopped == [None], stopped
+        assert pair.network.connections == 0
+        pair.advance(10.0)
         for name, outcomes in self.outcomes.items():
             assert len(outcomes) == 1, name
             if isinstance(outcomes[0], Failure):
                 assert isinstance(outcomes[0].value, (Nacked, Stopped)), outcomes
         told = [name for device in self.devices.values() for name in device.delivered]
         assert set(told) <= set(self.application.handled)
-        assert pair.network.connections == 0
+        self.handlesOnce()
         assert pair.clock.getDelayedCalls() == [], pair.clock.getDelayedCalls()
 
 

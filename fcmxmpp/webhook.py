@@ -1,0 +1,401 @@
+"""
+A handler that is a web server: each message is POSTed to a URL.
+
+The body is the JSON object of L{fcmxmpp.handlers.asJSON}.  A 2xx answer means
+that the message is handled.  Its body may say what to send in return::
+
+    {"send": [{"to": "TOKEN", "data": {"op": "thanks"}}]}
+
+What the answers mean otherwise:
+
+  - 408, 429, 502, 503, 504, or none at all: the message is not at fault, and is
+    tried again for as long as it takes.
+  - Any other, redirects included: a failed try.
+
+HTTPS is verified against the authorities of the system, or those in the file
+that the environment variable C{SSL_CERT_FILE} names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from hyperlink import EncodedURL
+from OpenSSL import SSL
+from service_identity import VerificationError
+from treq.client import HTTPClient
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
+from twisted.internet.interfaces import IConsumer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from fcmxmpp import __version__
+from fcmxmpp.errors import FCMError, HandlerUnavailable, MalformedPayload
+from fcmxmpp.handlers import asJSON, sendAndForget
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.loopback import isLoopback
+from fcmxmpp.messages import WINDOW, UpstreamMessage
+from fcmxmpp.payload import decodeDownstream
+
+
+__all__ = ["Webhook", "WebhookConnections", "WebhookRefused", "checkURL"]
+
+_log = Logger()
+_T = TypeVar("_T")
+
+#: Bytes of an answer that are read.
+MAX_ANSWER = 1024 * 1024
+#: Seconds that a request may take, with waiting for its turn.
+TIMEOUT = 30.0
+#: Statuses that say nothing about the message: it waits.
+_LATER = frozenset({408, 429, 502, 503, 504})
+
+
+class WebhookRefused(FCMError):
+    """
+    The webhook answered with a status that means neither "handled" nor
+    "later".
+    """
+
+
+class _TooLate(FCMError):
+    """
+    There was no answer in time.
+    """
+
+
+class _AnswerTooLong(FCMError):
+    """
+    The answer has more than L{MAX_ANSWER} bytes.
+    """
+
+
+class _Answer(msgspec.Struct):
+    """
+    What the body of an answer may hold.
+    """
+
+    send: list[msgspec.Raw] = []
+
+
+# Any JSON will do for an answer; only of an object the contents matter.
+_decodeAnswer = msgspec.json.Decoder(_Answer | list[msgspec.Raw] | str | int | float | bool | None).decode
+
+
+def checkURL(url: str, withToken: bool = False) -> str:
+    """
+    See to it that messages can be POSTed to a URL.
+
+    @param withToken: whether a token is to be sent there, too.
+    @return: the URL, with what is not ASCII encoded.
+    @raise ValueError: if not; the text does not quote the URL.
+    """
+    # Twisted would refuse these at every request; urlsplit drops some of them.
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("must not have a blank in it")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("is no URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("has to begin with https://HOST or http://HOST")
+    if "@" in parts.netloc:
+        raise ValueError("must not have a name or a password in it: use --webhook-token-file")
+    if ":" in host:
+        # treq has its URLs from hyperlink, which takes the address for a name.
+        raise ValueError("has to name its host, because an IPv6 address does not work here")
+    if withToken and parts.scheme == "http" and not isLoopback(host):
+        raise ValueError("has to begin with https://, because the token goes over it")
+    try:
+        return str(EncodedURL.from_text(url).to_uri().to_text())
+    except ValueError:
+        raise ValueError("is no URL") from None
+
+
+class WebhookConnections(Service):
+    """
+    Persistent connections to web servers, which are closed when this stops.
+
+    @ivar agent: makes requests over them.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.maxPersistentPerHost = WINDOW
+        # Common servers close theirs after 5 seconds, and a request that
+        # crosses that is lost.
+        self._pool.cachedConnectionTimeout = 4
+        self.agent: IAgent = Agent(reactor, pool=self._pool)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Close what is not in use.
+        """
+        super().stopService()
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        return closed
+
+
+@implementer(IUpstreamHandler)
+class Webhook:
+    """
+    POSTs each message to a URL; see this module.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        sender: IDownstreamSender,
+        agent: IAgent,
+        clock: Any,
+        *,
+        token: str | None = None,
+        timeout: float = TIMEOUT,
+        concurrency: int = WINDOW,
+    ) -> None:
+        """
+        @param agent: makes the requests, such as that of a
+            L{WebhookConnections}.
+        @param clock: the reactor.
+        @param token: is sent as C{Authorization: Bearer}.
+        @param timeout: seconds that a request may take, with waiting for its
+            turn; to be less than the handler time-out, because what that ends
+            counts as failed.
+        @param concurrency: how many requests there may be at once.
+        @raise ValueError: if the URL is none for this.
+        """
+        self._url = checkURL(url, token is not None)
+        self._sender = sender
+        self._clock = clock
+        self._timeout = timeout
+        self._turns = DeferredSemaphore(concurrency)
+        self._client = HTTPClient(agent, data_to_body_producer=_Body)
+        self._headers = Headers(
+            {"Content-Type": ["application/json"], "User-Agent": [f"fcmxmpp/{__version__}"]}
+        )
+        if token is not None:
+            self._headers.setRawHeaders("Authorization", [f"Bearer {token}"])
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not isLoopback(parts.hostname or ""):
+            _log.warn("the webhook is not https: anybody on the way can read and change the messages")
+
+    def messageReceived(self, message: UpstreamMessage) -> Deferred[None]:
+        """
+        POST the message.
+
+        @return: fires when it is handled; fails with L{WebhookRefused} or
+            L{HandlerUnavailable}.
+        """
+        return Deferred.fromCoroutine(self._handle(message))
+
+    async def _handle(self, message: UpstreamMessage) -> None:
+        """
+        See L{messageReceived}.
+        """
+        deadline = self._clock.seconds() + self._timeout
+        try:
+            await self._inTime(self._turns.acquire(), deadline)
+        except _TooLate as error:
+            raise HandlerUnavailable(f"the webhook still has others to answer: {error}") from None
+        try:
+            status, answer = await self._post(asJSON(message), message.message_id, deadline)
+        finally:
+            self._turns.release()
+        if status in _LATER:
+            raise HandlerUnavailable(f"the webhook answered {status}")
+        if not 200 <= status < 300:
+            redirect = " (a redirect, which is not followed)" if 300 <= status < 400 else ""
+            reason = f"the webhook answered {status}{redirect}"
+            # Of a handler's failure only the type is logged.
+            _log.warn("{reason}, to {message_id!r}", reason=reason, message_id=message.message_id[:100])
+            raise WebhookRefused(reason)
+        if answer:
+            self._sendAnswer(answer, message)
+
+    async def _post(self, body: bytes, message_id: str, deadline: float) -> tuple[int, bytes]:
+        """
+        Make the request.
+
+        @return: the status, and the answer's body if that is JSON and could be
+            read.
+        @raise HandlerUnavailable: if there is no status.
+        """
+        try:
+            response: Any = await self._inTime(
+                self._client.post(
+                    self._url,
+                    data=body,
+                    headers=self._headers.copy(),
+                    allow_redirects=False,
+                    unbuffered=True,
+                    reactor=self._clock,
+                ),
+                deadline,
+            )
+        except Exception as error:
+            raise HandlerUnavailable(f"no answer from the webhook: {_kindOf(error)}") from None
+        try:
+            # To its end in any case, so that the connection can be used again.
+            answer = await self._inTime(_read(response), deadline)
+        except CancelledError:
+            raise
+        except Exception as error:
+            # The status tells whether the message has been handled.
+            _log.warn(
+                "the webhook's answer {status} to {message_id!r} cannot be read to its end: {reason}",
+                status=response.code,
+                message_id=message_id[:100],
+                reason=_kindOf(error),
+            )
+            return response.code, b""
+        (kind,) = response.headers.getRawHeaders("Content-Type", [""])[-1:]
+        isJSON = kind.partition(";")[0].strip().lower() == "application/json"
+        return response.code, answer if isJSON else b""
+
+    async def _inTime(self, result: Deferred[_T], deadline: float) -> _T:
+        """
+        Wait for a result until the deadline.
+
+        @raise _TooLate: if it is not there by then.
+        """
+
+        def tooLate(*_: object) -> _T:
+            # Not left to Twisted, because a request that is cancelled may wrap
+            # that in an error of its own.
+            raise _TooLate(f"it took more than {self._timeout:g} s")
+
+        remaining = max(0.0, deadline - self._clock.seconds())
+        return await result.addTimeout(remaining, self._clock, tooLate)
+
+    def _sendAnswer(self, text: bytes, message: UpstreamMessage) -> None:
+        """
+        Send what an answer says.
+        """
+        try:
+            answer = _decodeAnswer(text.decode())
+        except (ValueError, RecursionError):
+            _log.warn(
+                'the webhook\'s answer to {message_id!r} is ignored: it is not {{"send": [...]}}',
+                message_id=message.message_id[:100],
+            )
+            return
+        for item in answer.send if isinstance(answer, _Answer) else []:
+            try:
+                downstream = decodeDownstream(bytes(item).decode())
+            except MalformedPayload as error:
+                _log.warn(
+                    "the answer {sent!r} to {message_id!r} was not sent: {reason}",
+                    sent=(error.message_id or "")[:100],
+                    message_id=message.message_id[:100],
+                    reason=error.reason,
+                )
+            else:
+                sendAndForget(self._sender, downstream, message)
+
+
+@implementer(IBodyProducer)
+class _Body:
+    """
+    A request's body that is there as a whole.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.length = len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """
+        Write it.
+        """
+        consumer.write(self._body)
+        return succeed(None)
+
+    def stopProducing(self) -> None:
+        """
+        It has been written.
+        """
+
+    # What is written at once can neither be paused nor resumed.
+    pauseProducing = resumeProducing = stopProducing
+
+
+def _read(response: IResponse) -> Deferred[bytes]:
+    """
+    Read an answer's body.
+
+    @return: fails with L{_AnswerTooLong}, or with what the connection ended
+        with; cancelling it closes the connection.
+    """
+    reader = _Reader()
+    response.deliverBody(reader)
+    return reader.finished
+
+
+class _Reader(Protocol):
+    """
+    Collects an answer's body.
+    """
+
+    def __init__(self) -> None:
+        self.finished: Deferred[bytes] = Deferred(lambda _: self._hangUp())
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def _hangUp(self) -> None:
+        """
+        Wait for no more.
+        """
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Some of it came.
+        """
+        self._size += len(data)
+        if self._size <= MAX_ANSWER:
+            self._pieces.append(data)
+        elif not self.finished.called:
+            self._pieces.clear()
+            self.finished.errback(_AnswerTooLong(f"it has more than {MAX_ANSWER} bytes"))
+            self._hangUp()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        That was all.
+        """
+        if self.finished.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.finished.callback(b"".join(self._pieces))
+        else:
+            self.finished.errback(reason)
+
+
+def _kindOf(error: BaseException) -> str:
+    """
+    What went wrong with a request, in words that do not quote its URL.
+    """
+    # Twisted wraps what happened when a request was under way.
+    reasons = getattr(error, "reasons", None)
+    if reasons and isinstance(reasons[0], Failure) and reasons[0].value is not None:
+        return _kindOf(reasons[0].value)
+    if isinstance(error, FCMError):
+        return str(error)
+    if isinstance(error, VerificationError):
+        return "its certificate is for another host name"
+    if isinstance(error, SSL.Error):
+        details = error.args[0] if error.args and isinstance(error.args[0], list) else ()
+        return "TLS failed: " + (", ".join(str(detail[-1]) for detail in details) or "no reason given")
+    return type(error).__name__
