@@ -60,6 +60,7 @@ class AppServer(Service):
         grace: float = 10.0,
         random: Callable[[], float] = _random.random,
         observer: ISessionObserver | None = None,
+        server: str = "the connection server",
     ) -> None:
         """
         @param endpoint: where the connection server is, TLS included.
@@ -69,7 +70,12 @@ class AppServer(Service):
         @param connections: how many links to keep open.
         @param grace: seconds that handlers get to end at the stop.
         @param random: gives a number from 0 to 1, for jitter.
+        @param server: what the log calls the connection server, such as
+            C{"push.example.org:5235"}; never with a secret in it.
+        @raise ValueError: if there is to be no link at all.
         """
+        if connections < 1:
+            raise ValueError("an AppServer needs at least one connection")
         self._clock = clock
         self._grace = grace
         self._started = False
@@ -103,6 +109,7 @@ class AppServer(Service):
                 random,
                 self._linkTold,
                 number,
+                server,
             )
             for number in range(1, connections + 1)
         ]
@@ -131,7 +138,7 @@ class AppServer(Service):
         """
         if self._observer is not None:
             self._observer(event)
-        if isinstance(event, LinkReady) and (event.link, event.generation) == (1, 1):
+        if isinstance(event, LinkReady) and (event.link, event.generation) == (1, 1) and self.running:
             # Not before: a wrong key is tried once and not by all at once.
             for link in self.links[1:]:
                 link.start()

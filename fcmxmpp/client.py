@@ -148,8 +148,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             this stream, so that another one is needed.
         @param number: which link this stream is of, from 1.
         """
-        self.number = number
         super().__init__()
+        self.number = number
         self._responsible = responsible
         self._settles = settles
         self._clock = clock
@@ -203,7 +203,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         assert self.session is not None
         if stanza.attributes.get("type") == "error":
             # Without its <error> it says neither what nor why.
-            _log.warn("ignored a stanza error without a condition")
+            _log.warn("link {link}: ignored a stanza error without a condition", link=self.number)
             return
         try:
             message = decodeFromConnectionServer(stanza.text)
@@ -230,12 +230,16 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         if error is None:
             stanza = payloadOf(element)
             if stanza is None:
-                _log.warn("ignored a message stanza without a payload of this protocol")
+                _log.warn(
+                    "link {link}: ignored a message stanza without a payload of this protocol",
+                    link=self.number,
+                )
             else:
                 self._stanzaReceived(stanza)
             return
         _log.warn(
-            "the connection server answered with a stanza error: {code} {condition}",
+            "link {link}: the connection server answered with a stanza error: {code} {condition}",
+            link=self.number,
             code=error.code,
             condition=error.condition,
         )
@@ -259,8 +263,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         An IQ came: the answer to our ping, or a request.
         """
         answer = answerIQ(element)
-        if answer is not None and self._stream is not None:
-            self._stream.write(answer)
+        if answer is not None:
+            self._write(answer)
 
     # What is to be done.
 
@@ -275,8 +279,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
                 self._chain(self._responsible.take(message), message.ack())
             elif isinstance(output, Send):
                 assert isinstance(output.message, (DownstreamMessage, UpstreamAck))
-                if self._stream is not None:
-                    self._stream.write(clientStanza(output.message))
+                self._write(clientStanza(output.message))
             elif isinstance(output, Answered):
                 self._answered(output)
             elif isinstance(output, Draining):
@@ -289,16 +292,28 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
                 assert isinstance(output.message, DownstreamMessage)
                 self._settles.overdue(self, output.message)
             elif isinstance(output, Probe):
-                if self._stream is not None:
-                    self._stream.write(_PING)
+                self._write(_PING)
             elif isinstance(output, Dead):
-                _log.warn("the connection server is silent; giving this link up")
-                if self._stream is not None:
-                    self._stream.abort()
+                _log.warn(
+                    "link {link}: the connection server is silent; giving the stream up", link=self.number
+                )
+                assert self._stream is not None
+                self._stream.abort()
             elif isinstance(output, Foreign):
-                _log.info("ignored an answer to no message of this link")
-            elif isinstance(output, Ignored):
-                _log.info("ignored a message of a type that this version does not know")
+                _log.info("link {link}: ignored an answer to no message of this stream", link=self.number)
+            else:
+                assert isinstance(output, Ignored)
+                _log.info(
+                    "link {link}: ignored a message of a type that this version does not know",
+                    link=self.number,
+                )
+
+    def _write(self, stanza: bytes) -> None:
+        """
+        Write a stanza; there is none to write once the stream is gone.
+        """
+        assert self._stream is not None
+        self._stream.write(stanza)
 
     def _chain(self, taken: Deferred[None], ack: UpstreamAck) -> None:
         """
@@ -315,7 +330,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         assert isinstance(message, DownstreamMessage)
         if isinstance(answer, Ack):
             self._settles.accepted(self, message, answer)
-        elif isinstance(answer, Nack):
+        else:
+            assert isinstance(answer, Nack)
             error = Nacked(answer.error, answer.message_id, answer.registration_id)
             self._settles.refused(self, message, error)
 

@@ -203,6 +203,7 @@ class Link:
         random: Callable[[], float],
         observe: Callable[[AppServerEvent], None] | None = None,
         number: int = 1,
+        server: str = "the connection server",
     ) -> None:
         """
         @param endpoint: where the connection server is, TLS included.
@@ -210,8 +211,11 @@ class Link:
             to call when that stream is being drained.
         @param random: gives a number from 0 to 1, for jitter.
         @param observe: is told of the link's life.
+        @param number: which link this is, from 1.
+        @param server: what the log calls the connection server.
         """
         self.number = number
+        self._server = server
         self._endpoint = endpoint
         self._credentials = credentials
         self._makeHandler = makeHandler
@@ -248,12 +252,14 @@ class Link:
         self._stopping = True
         if self._pause is not None:
             self._pause.cancel()
+        # All at once: each may have a peer that keeps it waiting.
+        ending = list(self._draining)
         if self._current is not None:
             if self._current.isReady:
-                await self._current.close()
+                ending.append(self._current)
             else:
                 self._current.cancel(Stopped("the link was stopped"))
-        await gatherResults([Deferred.fromCoroutine(old.close()) for old in list(self._draining)])
+        await gatherResults([Deferred.fromCoroutine(generation.close()) for generation in ending])
         if self._running is not None:
             await self._running
 
@@ -280,8 +286,9 @@ class Link:
                     delay = backoff(failures, self._random())
                     log = _log.warn
                 log(
-                    "link {link} cannot log in: {cause}; next try in {delay:.1f} s",
+                    "link {link} to {server} cannot log in: {cause}; next try in {delay:.1f} s",
                     link=self.number,
+                    server=self._server,
                     cause=str(cause),
                     delay=delay,
                 )
@@ -291,39 +298,48 @@ class Link:
             refusals = 0
             self.generation += 1
             since = self._clock.seconds()
-            _log.info("link {link} is logged in", link=self.number)
+            _log.info("link {link} to {server} is logged in", link=self.number, server=self._server)
             self._tell(LinkReady(self.number, self.generation))
             await generation.over()
             self._current = None
             if self._stopping:
                 break
             held = self._clock.seconds() - since
-            if generation.draining:
-                self._seeOut(generation)
             if generation.draining and held >= HASTY:
-                # Announced, and so no failure; the successor is made at once.
+                # Announced, and so no failure.
                 failures = 0 if held >= STABLE else failures
-                continue
-            failures = failuresAfter(failures, held)
-            delay = reconnectDelay(failures, self._random())
-            if not generation.draining:
+                delay = 0.0
+            else:
+                failures = failuresAfter(failures, held)
+                delay = reconnectDelay(failures, self._random())
+            if generation.draining:
+                self._seeOut(generation, delay)
+            else:
                 lost = await generation.lost()
                 _log.warn(
-                    "link {link} is lost: {cause}; next try in {delay:.1f} s",
+                    "link {link} to {server} is lost: {cause}; next try in {delay:.1f} s",
                     link=self.number,
+                    server=self._server,
                     cause=str(lost),
                     delay=delay,
                 )
                 self._tell(LinkLost(self.number, str(lost), delay))
             await self._wait(delay)
 
-    def _seeOut(self, generation: _Generation) -> None:
+    def _seeOut(self, generation: _Generation, delay: float) -> None:
         """
         A stream is being drained: let it go on until the connection server
         closes it.
+
+        @param delay: seconds until its successor is made.
         """
-        _log.info("link {link} is being drained", link=self.number)
-        self._tell(LinkDraining(self.number, self.generation))
+        _log.info(
+            "link {link} to {server}: stream {generation} is being drained; the next comes in {delay:.1f} s",
+            link=self.number,
+            server=self._server,
+            generation=self.generation,
+            delay=delay,
+        )
         self._draining.append(generation)
         gone = Deferred.fromCoroutine(self._outlast(generation, self.generation))
         gone.addErrback(lambda f: _log.failure("a drained stream did not end as it should", f))
@@ -331,6 +347,7 @@ class Link:
             # The server announces the end of streams and never ends them.
             closing = Deferred.fromCoroutine(old.close())
             closing.addErrback(lambda f: _log.failure("closing a drained stream failed", f))
+        self._tell(LinkDraining(self.number, self.generation))
 
     async def _outlast(self, generation: _Generation, number: int) -> None:
         """
@@ -338,7 +355,12 @@ class Link:
         """
         await generation.lost()
         self._draining.remove(generation)
-        _log.info("link {link}: the drained stream is closed", link=self.number)
+        _log.info(
+            "link {link} to {server}: drained stream {generation} is closed",
+            link=self.number,
+            server=self._server,
+            generation=number,
+        )
         self._tell(LinkDrained(self.number, number))
 
     def _tell(self, event: AppServerEvent) -> None:

@@ -34,10 +34,8 @@ from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IUpstreamHandler
 from fcmxmpp.messages import (
-    Ack,
     DownstreamMessage,
     FromAppServer,
-    Nack,
     Receipt,
     UpstreamAck,
     UpstreamMessage,
@@ -525,7 +523,7 @@ class ScriptedConnectionServer:
         Never called, as nothing is sent by way of the session.
         """
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
         Never called, as what comes is only noted.
         """

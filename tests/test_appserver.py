@@ -11,7 +11,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import Invalid, implementer
 
@@ -26,10 +26,14 @@ from fcmxmpp.interfaces import (
     IDownstreamSender,
     ISessionObserver,
     IUpstreamHandler,
+    LinkDrained,
+    LinkDraining,
+    LinkLost,
     LinkReady,
     Repeated,
 )
-from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.messages import Ack, Control, DownstreamMessage, Nack, UpstreamMessage
+from fcmxmpp.stanza import serverStanza
 from fcmxmpp.testing import (
     SENDER_ID,
     SERVER_KEY,
@@ -40,6 +44,7 @@ from fcmxmpp.testing import (
     ScriptedConnectionServer,
     connectedPair,
 )
+from tests.conformance import RAW_LOGIN, RawConnectionServer, RawEnd, rawBound
 
 
 def upstream(message_id: str) -> UpstreamMessage:
@@ -486,21 +491,28 @@ class StopTests(AppServerCase):
 
     def test_openSends(self) -> None:
         """
-        Sends without an answer fail when the handlers are done, and nothing is
-        sent afterwards.
+        What was sent is waited for as long as the handlers are: one grace for
+        both.  What is not answered by then fails, and nothing more is sent.
         """
         result: Deferred[None] = Deferred()
-        harness = self.makeAppServer(RecordingHandler(lambda _: result))
+        harness = self.makeAppServer(RecordingHandler(lambda _: result), grace=10)
         harness.deliver("m-1")
-        sent = harness.appServer.send(DownstreamMessage(to="tok-A"))
+        sent = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="m-2"))
+        late = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="m-3"))
         stopped = harness.appServer.stopService()
-        harness.network.pump()
-        self.assertNoResult(sent)
+        harness.network.advance(4)
         result.callback(None)
-        self.failureResultOf(sent, Stopped)
-        harness.network.pump()
-        self.successResultOf(stopped)
         self.failureResultOf(harness.appServer.send(DownstreamMessage(to="tok-A")), Stopped)
+        self.assertNoResult(sent)
+        harness.script.deliver(Ack(message_id="m-2"))
+        harness.network.pump()
+        self.assertEqual("m-2", self.successResultOf(sent).message_id)
+        harness.network.advance(6 - 2**-10)
+        self.assertNoResult(late)
+        self.assertNoResult(stopped)
+        harness.network.advance(2**-10)
+        self.failureResultOf(late, Stopped)
+        self.successResultOf(stopped)
 
     def test_withoutAConnection(self) -> None:
         """
@@ -731,3 +743,286 @@ class ReviewTests(SynchronousTestCase):
         self.assertEqual(2, joined.appServer.links[0].generation)
         joined.stop()
         joined.pump()
+
+
+class LinksTests(SynchronousTestCase):
+    """
+    Several links, and links that are drained.
+    """
+
+    def pair(self, handler: Any = None, **options: Any) -> ConnectedPair:
+        """
+        An app server and a connection server; when the test is over both have
+        to stop without a trace.
+        """
+        pair = connectedPair(handler or RecordingHandler(), **options)
+        pair.connectionServer.startService()
+        self.addCleanup(self.assertEnds, pair)
+        return pair
+
+    def assertEnds(self, pair: Any) -> None:
+        """
+        Assert that both ends stop and leave nothing behind.
+        """
+        stopped = pair.stop()
+        pair.advance(21)
+        self.successResultOf(stopped)
+        if isinstance(pair, ConnectedPair):
+            self.successResultOf(pair.connectionServer.stopService())
+        self.assertEqual((0, []), (pair.network.connections, pair.clock.getDelayedCalls()))
+
+    def loggedIn(self, pair: ConnectedPair) -> list[tuple[int, int]]:
+        """
+        Which streams have been logged in: link and generation.
+        """
+        return [(event.link, event.generation) for event in pair.observer.of(LinkReady)]
+
+    def test_drained(self) -> None:
+        """
+        While a stream is being drained, what comes in on it is handled and
+        acknowledged there, and what is sent goes out on its successor.  When
+        it is closed nothing is handled twice.
+        """
+        results: dict[str, Deferred[None]] = {"u-1": Deferred(), "u-2": Deferred()}
+        handler = RecordingHandler(lambda message: results[message.message_id])
+        pair = self.pair(handler)
+        pair.advance(5)
+        pair.device.send("u-1", {})
+        pair.pump()
+        (old,) = pair.connectionServer.streams()
+        pair.connectionServer.drain(30)
+        # Delivered behind the announcement, as Google's server did.
+        old.transport.write(serverStanza(UpstreamMessage(from_="tok-A", message_id="u-2"), old.bareJID))
+        pair.pump()
+        new = pair.connectionServer.streams()[1]
+        self.assertEqual(([(1, 1), (1, 2)], ["u-1", "u-2"]), (self.loggedIn(pair), handler.ids))
+        sent = pair.appServer.send(DownstreamMessage(to="tok-A", message_id="d-1"))
+        pair.pump()
+        self.assertEqual("d-1", self.successResultOf(sent).message_id)
+        self.assertEqual(["d-1"], [message.message_id for message in pair.device.received])
+        pair.advance(20)
+        self.assertEqual((1, 0), (old.unanswered, new.unanswered))
+        results["u-1"].callback(None)
+        pair.pump()
+        self.assertEqual((0, ["u-1"]), (old.unanswered, pair.device.delivered))
+        pair.advance(10)
+        self.assertEqual([new], pair.connectionServer.streams())
+        self.assertEqual((["u-1", "u-2"], 2), (handler.ids, pair.network.attempts))
+        self.assertEqual([LinkDrained(1, 1)], pair.observer.of(LinkDrained))
+        self.assertEqual([], pair.observer.of(LinkLost))
+        results["u-2"].callback(None)
+
+    def test_drainedAsNack(self) -> None:
+        """
+        A connection server that says so only by a NACK is understood: that
+        message, and all others, go out on the successor.
+        """
+        script = ScriptedConnectionServer()
+        joined = script.joined(RecordingHandler())
+        self.addCleanup(self.assertEnds, joined)
+        joined.advance(5)
+        (old,) = script.streams
+        sent = [joined.appServer.send(DownstreamMessage(to="tok-A", message_id=f"d-{n}")) for n in (1, 2)]
+        joined.pump()
+        script.deliver(Nack(from_="tok-A", message_id="d-1", error="CONNECTION_DRAINING"))
+        joined.pump()
+        self.assertEqual([LinkDraining(1, 1)], joined.observer.of(LinkDraining))
+        new = script.stream
+        self.assertIsNot(old, new)
+        self.assertEqual(
+            [(old, "d-1"), (old, "d-2"), (new, "d-1")],
+            [(stream, message.message_id) for stream, message in script.received],
+        )
+        script.deliver(Ack(from_="tok-A", message_id="d-1"))
+        joined.pump()
+        self.successResultOf(sent[0])
+        # What was sent before is still answered on the old one, or by its end.
+        self.assertNoResult(sent[1])
+        old.close()
+        joined.pump()
+        self.assertEqual((new, "d-2"), (script.received[-1][0], script.received[-1][1].message_id))
+        script.deliver(Ack(from_="tok-A", message_id="d-2"))
+        joined.pump()
+        self.successResultOf(sent[1])
+
+    def test_drainedByScript(self) -> None:
+        """
+        Both at once, as the connection server of this package says it, come to
+        the same.
+        """
+        pair = self.pair()
+        pair.advance(5)
+        pair.connectionServer.script.drain(grace=5)
+        sent = [pair.appServer.send(DownstreamMessage(to="tok-A", message_id=f"d-{n}")) for n in range(3)]
+        pair.pump()
+        self.assertEqual(["d-0", "d-1", "d-2"], [self.successResultOf(each).message_id for each in sent])
+        self.assertEqual(["d-0", "d-1", "d-2"], sorted(m.message_id or "" for m in pair.device.received))
+        self.assertEqual([(1, 1), (1, 2)], self.loggedIn(pair))
+        self.assertEqual(2, pair.network.connections)
+        pair.advance(5)
+        self.assertEqual(1, pair.network.connections)
+
+    def test_drainedAtTheLogin(self) -> None:
+        """
+        A drain that is announced in the same read as the end of the login is
+        told behind it, and makes a successor.
+        """
+        script = RawConnectionServer()
+
+        def boundAndDrained(end: RawEnd, request: bytes) -> None:
+            rawBound(end, request)
+            end.transport.write(serverStanza(Control(control_type="CONNECTION_DRAINING")))
+            script.login = RAW_LOGIN
+
+        script.login = [*RAW_LOGIN[:3], (b"</iq>", boundAndDrained)]
+        joined = script.joined(RecordingHandler())
+        self.addCleanup(self.assertEnds, joined)
+        self.assertEqual([LinkReady(1, 1), LinkDraining(1, 1), LinkReady(1, 2)], joined.observer.events)
+        self.assertEqual((2, 2), (joined.network.attempts, joined.network.connections))
+        joined.appServer.send(DownstreamMessage(to="tok-A", message_id="d-1")).addErrback(lambda _: None)
+        joined.pump()
+        self.assertEqual([False, True], [b'"d-1"' in end.received for end in script.ends])
+
+    def test_oneOfSeveral(self) -> None:
+        """
+        Of several links only the one that is drained gets a successor.
+        """
+        pair = self.pair(connections=3)
+        pair.advance(5)
+        pair.connectionServer.drain(5, pair.connectionServer.streams()[1:2])
+        pair.pump()
+        self.assertEqual((4, 4), (pair.network.attempts, pair.network.connections))
+        (drained,) = pair.observer.of(LinkDraining)
+        self.assertEqual((drained.link, 2), (self.loggedIn(pair)[-1]))
+        pair.advance(5)
+        self.assertEqual(
+            (3, [LinkDrained(drained.link, 1)]), (pair.network.connections, pair.observer.of(LinkDrained))
+        )
+
+    def test_all(self) -> None:
+        """
+        When all streams are drained at once, all links have successors, and
+        nothing that was sent or submitted meanwhile is lost.
+        """
+        handler = RecordingHandler()
+        pair = self.pair(handler, connections=3)
+        pair.advance(5)
+        sent = [pair.appServer.send(DownstreamMessage(to="tok-A", message_id=f"d-{n}")) for n in range(50)]
+        pair.connectionServer.drain(5)
+        for number in range(50):
+            pair.device.send(f"u-{number}", {})
+        pair.pump()
+        self.assertEqual(50, len([self.successResultOf(each) for each in sent]))
+        self.assertEqual({f"u-{n}" for n in range(50)}, set(handler.ids))
+        self.assertEqual(50, len(handler.ids))
+        pair.advance(5)
+        self.assertEqual((6, 3), (pair.network.attempts, pair.network.connections))
+
+    def test_firstAlone(self) -> None:
+        """
+        The first link logs in before the others try.
+        """
+        harness = Harness(RecordingHandler(), connections=3)
+        harness.appServer.startService()
+        self.addCleanup(self.finish, harness)
+        self.assertEqual(1, harness.network.attempts)
+        harness.network.pump()
+        self.assertEqual((3, 3), (harness.network.attempts, len(harness.script.streams)))
+        self.assertEqual([1, 2, 3], [link.number for link in harness.appServer.links])
+        self.assertEqual(LinkReady(1, 1), harness.observer.events[0])
+        self.assertEqual({LinkReady(2, 1), LinkReady(3, 1)}, set(harness.observer.events[1:]))
+
+    def finish(self, harness: Harness) -> None:
+        """
+        The app server stops without a trace.
+        """
+        stopped = harness.appServer.stopService()
+        harness.network.advance(11)
+        self.successResultOf(stopped)
+        self.assertEqual((0, []), (harness.network.connections, harness.clock.getDelayedCalls()))
+
+    def test_refused(self) -> None:
+        """
+        While the first link is refused the others do not try; they do as soon
+        as it is let in, and only the first time.
+        """
+        harness = Harness(RecordingHandler(), connections=3)
+        harness.script.registry.letIn = False
+        harness.appServer.startService()
+        self.addCleanup(self.finish, harness)
+        harness.network.advance(400)
+        self.assertEqual(4, harness.network.attempts)
+        self.assertEqual({1}, {event.link for event in harness.observer.of(LinkLost)})
+        harness.script.registry.letIn = True
+        harness.network.advance(300)
+        self.assertEqual((7, 3), (harness.network.attempts, len(harness.script.streams)))
+
+    def test_allLostAtOnce(self) -> None:
+        """
+        When all links break at once each is made again, once, without waiting
+        for another.
+        """
+        harness = Harness(RecordingHandler(), connections=3)
+        harness.appServer.startService()
+        self.addCleanup(self.finish, harness)
+        harness.network.advance(60)
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual((6, 3), (harness.network.attempts, harness.network.connections))
+        self.assertEqual({1, 2, 3}, {event.link for event in harness.observer.of(LinkLost)})
+        self.assertEqual([2, 2, 2], [link.generation for link in harness.appServer.links])
+
+    def test_lostWhileOthersStart(self) -> None:
+        """
+        The first link need not live on for the others to start.
+        """
+        harness = Harness(RecordingHandler(), connections=2)
+        harness.appServer.startService()
+        self.addCleanup(self.finish, harness)
+        while not harness.script.streams:
+            for pump in list(harness.network._pumps):
+                pump.pump()
+        harness.network.cut()
+        harness.network.advance(2)
+        self.assertEqual((2, 2), (harness.network.connections, len(harness.script.streams)))
+
+    def test_stoppedBefore(self) -> None:
+        """
+        An app server that is stopped before the others have started does not
+        start them, even if the first logs in during the grace.
+        """
+        result: Deferred[None] = Deferred()
+        for grace in (False, True):
+            harness = Harness(RecordingHandler(lambda _: result), connections=3)
+            harness.appServer.startService()
+            if grace:
+                taken = harness.appServer.delivery.take(upstream("u-1"))
+            stopped = harness.appServer.stopService()
+            harness.network.pump()
+            if grace:
+                self.assertEqual([LinkReady(1, 1)], harness.observer.of(LinkReady))
+                result.callback(None)
+                self.successResultOf(taken)
+                harness.network.pump()
+            self.successResultOf(stopped)
+            self.assertEqual((1, 0), (harness.network.attempts, harness.network.connections))
+            self.assertEqual([], harness.clock.getDelayedCalls())
+
+    def test_noLink(self) -> None:
+        """
+        An app server without any link would never do anything: it cannot be
+        made.
+        """
+        self.assertRaises(ValueError, Harness, RecordingHandler(), connections=0)
+
+    def test_log(self) -> None:
+        """
+        The log says which link it is about, and to which server.
+        """
+        with capturedLogs() as events:
+            harness = Harness(RecordingHandler(), connections=2, server="push.example.org:5235")
+            harness.appServer.startService()
+            harness.network.pump()
+            self.finish(harness)
+        lines = [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events]
+        self.assertEqual([f"link {number} to push.example.org:5235 is logged in" for number in (1, 2)], lines)

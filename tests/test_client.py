@@ -659,6 +659,9 @@ class DownstreamTests(ClientCase):
             connection.receive(stanzaError(400, "text", JID, echo))
             self.assertEqual("refused", self.settler.told[-1][0], payload)
             self.assertEqual(f"d-{number}", self.settler.told[-1][3].message_id)
+        connection.protocol.sendDownstream(downstream("d-9"))
+        connection.receive(b'<message type="error" id="d-9"><error code="400"/></message>')
+        self.assertEqual("d-9", self.settler.told[-1][3].message_id)
         self.assertEqual(WINDOW, connection.protocol.room)
 
     def test_notAcceptable(self) -> None:
@@ -760,6 +763,135 @@ class DownstreamTests(ClientCase):
         early = self.connection(loggedIn=False)
         early.protocol.close()
         self.assertEqual(("", ""), (connection.said(), early.said()))
+
+
+class FullTests(ClientCase):
+    """
+    A stream whose peer reads too slowly takes nothing that can wait.
+    """
+
+    def test_noRoom(self) -> None:
+        """
+        While what was written piles up there is no room; when it is out there
+        is, and that is told.
+        """
+        connection = self.connection()
+        self.assertIs(connection.stream, connection.transport.producer)
+        connection.stream.pauseProducing()
+        self.assertEqual(([], 0), (self.settler.told, connection.protocol.room))
+        connection.stream.resumeProducing()
+        self.assertEqual([("room", connection.protocol)], self.settler.told)
+        self.assertEqual(WINDOW, connection.protocol.room)
+
+    def test_acknowledges(self) -> None:
+        """
+        ACKs do not wait for it.
+        """
+        connection = self.connection()
+        connection.stream.pauseProducing()
+        connection.receive(upstream("u-1"))
+        self.assertEqual(ackOf("u-1"), connection.said())
+
+    def test_readyBefore(self) -> None:
+        """
+        The stream cares from before it is offered to senders, so that none of
+        them can fill it unnoticed; before the login it does not.
+        """
+        connection = self.connection(loggedIn=False)
+        self.assertIsNone(connection.transport.producer)
+        seen: list[object] = []
+        self.settler.linkReady = lambda protocol: seen.append(  # type: ignore[method-assign]
+            connection.transport.producer
+        )
+        connection.logIn()
+        self.assertEqual([connection.stream], seen)
+
+    def test_closeWhileFull(self) -> None:
+        """
+        A full stream can be closed, and has no room from then on, whatever the
+        transport says.
+        """
+        connection = self.connection()
+        connection.stream.pauseProducing()
+        connection.protocol.close()
+        self.assertEqual(("</stream:stream>", None), (connection.said(), connection.transport.producer))
+        connection.stream.resumeProducing()
+        self.assertEqual(0, connection.protocol.room)
+
+    def test_lostWhileFull(self) -> None:
+        """
+        What was unanswered on a full stream that is lost is given back.
+        """
+        connection = self.connection()
+        connection.protocol.sendDownstream(downstream("d-0"))
+        connection.stream.pauseProducing()
+        connection.lose()
+        self.assertEqual([("lost", connection.protocol, ["d-0"])], self.settler.told)
+
+
+class OverdueTests(ClientCase):
+    """
+    An answer that does not come.
+    """
+
+    def test_overdue(self) -> None:
+        """
+        After two minutes the message is given up and its place is free, but
+        nothing more is sent before the peer has answered a ping: anything it
+        says will do, and that there is room is told.
+        """
+        connection = self.connection()
+        connection.protocol.sendDownstream(downstream("d-0"))
+        self.clock.advance(1)
+        connection.protocol.sendDownstream(downstream("d-1"))
+        for _ in range(3):
+            self.clock.advance(39)
+            connection.receive(b" ")
+        connection.said()
+        self.clock.advance(2 - 2**-10)
+        self.assertEqual(([], ""), (self.settler.told, connection.said()))
+        self.clock.advance(2**-10)
+        self.assertEqual([("overdue", connection.protocol, downstream("d-0"))], self.settler.told)
+        self.assertEqual((PING, 0), (connection.said(), connection.protocol.room))
+        self.settler.told.clear()
+        connection.receive(PONG)
+        self.assertEqual([("room", connection.protocol)], self.settler.told)
+        self.assertEqual(WINDOW - 1, connection.protocol.room)
+
+    def test_lateAnswer(self) -> None:
+        """
+        An answer that comes after that is an answer to nothing.
+        """
+        connection = self.connection()
+        connection.protocol.sendDownstream(downstream("d-0"))
+        self.clock.pump([59, 0])
+        connection.receive(b" ")
+        self.clock.advance(59)
+        connection.receive(b" ")
+        self.clock.advance(2)
+        self.settler.told.clear()
+        connection.receive(Ack(from_="tok-A", message_id="d-0"))
+        self.assertEqual([("room", connection.protocol)], self.settler.told)
+        self.assertEqual(
+            ["link 1: ignored an answer to no message of this stream"], self.logged(LogLevel.info)
+        )
+
+    def test_noSignOfLife(self) -> None:
+        """
+        A peer that answers neither the message nor the ping is given up.
+        """
+        connection = self.connection()
+        connection.protocol.sendDownstream(downstream("d-0"))
+        for _ in range(2):
+            self.clock.advance(59)
+            connection.receive(b" ")
+        self.clock.advance(2)
+        self.assertEqual("overdue", self.settler.told[-1][0])
+        self.clock.advance(30)
+        self.assertTrue(connection.transport.disconnected)
+        self.assertEqual(
+            ["link 1: the connection server is silent; giving the stream up"], self.logged(LogLevel.warn)
+        )
 
 
 PING = '<iq type="get" id="ping"><ping xmlns="urn:xmpp:ping"/></iq>'

@@ -34,10 +34,10 @@ from twisted.words.xish import domish
 from wokkel.subprotocols import XMPPHandler
 from zope.interface import implementer
 
-from fcmxmpp.connection import Credentials, Link
+from fcmxmpp.connection import HASTY, MAX_DRAINING, Credentials, Link
 from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import LoginRefused, LoginTimedOut, StreamLost
-from fcmxmpp.interfaces import LinkLost, LinkReady
+from fcmxmpp.interfaces import LinkDrained, LinkDraining, LinkLost, LinkReady
 from fcmxmpp.testing import (
     SENDER_ID,
     SERVER_KEY,
@@ -45,6 +45,7 @@ from fcmxmpp.testing import (
     RecordingObserver,
     ScriptedConnectionServer,
 )
+from fcmxmpp.xmppstream import CLOSE_PATIENCE
 
 
 HEADER = (
@@ -174,10 +175,13 @@ class NeverConnects:
 class NotingHandler(XMPPHandler):
     """
     A subprotocol handler that notes its life.
+
+    @ivar drained: what to call to have its stream drained.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drained: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self.drained = drained
         self.life: list[str] = []
         self.stream: Any = None
 
@@ -210,7 +214,6 @@ class Harness:
     @ivar network: what it connects by.
     @ivar observer: what it told.
     @ivar handlers: the handler of each generation.
-    @ivar drained: what to call to have the newest generation drained.
     """
 
     def __init__(self, network: Any, clock: Clock, random: Callable[[], float]) -> None:
@@ -231,8 +234,7 @@ class Harness:
         """
         Make the handler of one generation.
         """
-        self.drained = drained
-        self.handlers.append(NotingHandler())
+        self.handlers.append(NotingHandler(drained))
         return self.handlers[-1]
 
     @property
@@ -248,6 +250,14 @@ class Harness:
         How long there was to be no stream.
         """
         return [delay for _, delay in self.lost]
+
+    def drain(self, generation: int = 0) -> None:
+        """
+        Have a stream drained.
+
+        @param generation: which one, from 1; the newest by default.
+        """
+        self.handlers[generation - 1].drained()
 
 
 class LinkCase(SynchronousTestCase):
@@ -733,7 +743,8 @@ class ReconnectTests(LinkCase):
         clock = Clock()
         script = ScriptedConnectionServer()
         network = TimedNetwork(clock, script.factory(clock))
-        link = Link(network, Credentials(SENDER_ID, SERVER_KEY), NotingHandler, clock, lambda: 0.0)
+        credentials = Credentials(SENDER_ID, SERVER_KEY)
+        link = Link(network, credentials, NotingHandler, clock, lambda: 0.0)
         link.start()
         network.pump()
         network.cut()
@@ -1143,12 +1154,10 @@ class StopTests(LinkCase):
 
     def test_byTheObserver(self) -> None:
         """
-        Whoever is told that the link is ready, or lost, may stop it.
+        Whoever is told anything of the link may stop it.
         """
-        for kind in (LinkReady, LinkLost):
-            for refuse in (False, True):
-                if kind is LinkReady and refuse:
-                    continue
+        for kind in (LinkReady, LinkLost, LinkDraining, LinkDrained):
+            for refuse in (False, True) if kind is LinkLost else (False,):
                 clock = Clock()
                 network = TimedNetwork(clock, ScriptedConnectionServer().factory(clock))
                 network.refuse = refuse
@@ -1167,11 +1176,341 @@ class StopTests(LinkCase):
                 harness.link._observe = observe
                 harness.link.start()
                 network.pump()
-                network.cut()
+                if kind in (LinkDraining, LinkDrained):
+                    harness.drain()
+                    network.pump()
+                if kind is LinkDrained:
+                    harness.handlers[0].stream.close()
+                elif kind is not LinkDraining:
+                    network.cut()
                 network.pump()
                 self.successResultOf(stopped[0])
                 self.assertEqual([], clock.getDelayedCalls())
                 self.assertEqual((1, 0), (len(stopped), network.connections))
+
+
+class DrainTests(LinkCase):
+    """
+    A stream that is being drained has a successor at once, and lives on until
+    the connection server closes it.
+    """
+
+    def test_overlap(self) -> None:
+        """
+        Both are there side by side; when the connection server closes the old
+        one, that is the end of it, and no loss.
+        """
+        harness = self.makeLink()
+        harness.network.advance(HASTY)
+        harness.drain()
+        harness.network.pump()
+        self.assertEqual(([0.0, HASTY], 2), (harness.network.times, harness.network.connections))
+        self.assertEqual([["made", "initialized"]] * 2, [handler.life for handler in harness.handlers])
+        ready = [LinkReady(1, 1), LinkDraining(1, 1), LinkReady(1, 2)]
+        self.assertEqual(ready, harness.observer.events)
+        harness.handlers[0].stream.close()
+        harness.network.pump()
+        harness.network.advance(120)
+        self.assertEqual([*ready, LinkDrained(1, 1)], harness.observer.events)
+        self.assertEqual((2, 1), (harness.network.attempts, harness.network.connections))
+        self.assertEqual(["made", "initialized", "lost"], harness.handlers[0].life)
+
+    def test_noBackoff(self) -> None:
+        """
+        However often a stream that is older than a second is drained, its
+        successor comes at once.
+        """
+        harness = self.makeLink()
+        for _ in range(3 * MAX_DRAINING):
+            harness.network.advance(HASTY)
+            harness.drain()
+            harness.network.pump()
+        self.assertEqual([n * HASTY for n in range(3 * MAX_DRAINING + 1)], harness.network.times)
+        self.assertEqual(3 * MAX_DRAINING + 1, harness.link.generation)
+        self.assertEqual([], harness.observer.of(LinkLost))
+
+    def test_hasty(self) -> None:
+        """
+        Streams that are drained within a second of their login, again and
+        again, have successors at growing distances: the first at once.
+        """
+        harness = self.makeLink()
+        for delay in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0):
+            attempts = harness.network.attempts
+            harness.network.advance(HASTY - INSTANT)
+            harness.drain()
+            harness.network.pump()
+            if delay:
+                self.assertEqual(attempts, harness.network.attempts)
+                harness.network.advance(delay - INSTANT)
+                self.assertEqual(attempts, harness.network.attempts, "too soon")
+                harness.network.advance(INSTANT)
+            self.assertEqual(attempts + 1, harness.network.attempts, "too late")
+        self.assertEqual([], harness.observer.of(LinkLost))
+
+    def test_backoffAcrossDrains(self) -> None:
+        """
+        A drain in good time neither adds to the failures nor wipes them out;
+        one of a stream that held for long does.
+        """
+        harness = self.makeLink()
+        for _ in range(2):
+            harness.network.cut()
+            harness.network.pump()
+            harness.network.advance(10)
+        harness.drain()
+        harness.network.pump()
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual([0.0, 1.0, 2.0], harness.delays)
+        harness.network.advance(2 + 60)
+        harness.drain()
+        harness.network.pump()
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual([0.0, 1.0, 2.0, 0.0], harness.delays)
+
+    def test_hastyCountsAsFailure(self) -> None:
+        """
+        To be drained as soon as logged in and to be dropped as soon as logged
+        in count together.
+        """
+        harness = self.makeLink()
+        harness.drain()
+        harness.network.pump()
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual([1.0], harness.delays)
+
+    def test_dropWhileDraining(self) -> None:
+        """
+        A stream that breaks while it is being drained was about to go anyway.
+        """
+        harness = self.makeLink()
+        harness.network.advance(5)
+        harness.drain()
+        harness.network.pump()
+        harness.handlers[0].stream.abort()
+        harness.network.pump()
+        self.assertEqual(
+            [LinkReady(1, 1), LinkDraining(1, 1), LinkReady(1, 2), LinkDrained(1, 1)], harness.observer.events
+        )
+        harness.network.advance(100)
+        self.assertEqual((2, 1), (harness.network.attempts, harness.network.connections))
+
+    def test_dropWhileTheSuccessorLogsIn(self) -> None:
+        """
+        When all breaks while the successor is logging in, another is made, and
+        only one.
+        """
+        harness, factory = self.makeRaw()
+        self.bound(harness, factory.servers[0])
+        harness.network.advance(5)
+        harness.drain()
+        harness.network.pump()
+        self.assertEqual(2, len(factory.servers))
+        self.say(harness, factory.servers[1], HEADER + PLAIN)
+        harness.network.cut()
+        harness.network.pump()
+        self.assertEqual([1.0], harness.delays)
+        harness.network.advance(1)
+        self.assertEqual((3, 1), (len(factory.servers), harness.network.connections))
+        self.bound(harness, factory.servers[2])
+        self.assertEqual(
+            [LinkReady, LinkDraining, LinkDrained, LinkLost, LinkReady],
+            [type(event) for event in harness.observer.events],
+        )
+
+    def test_successorRefused(self) -> None:
+        """
+        A successor whose login is refused is tried again as ever, and the old
+        stream does not suffer by it.
+        """
+        harness, factory = self.makeRaw()
+        self.bound(harness, factory.servers[0])
+        harness.network.advance(5)
+        harness.drain()
+        harness.network.pump()
+        self.say(harness, factory.servers[1], HEADER + PLAIN + REFUSED)
+        self.assertEqual(([10.0], 1), (harness.delays, harness.network.connections))
+        self.assertFalse(factory.servers[0].closed)
+        harness.network.advance(10)
+        self.bound(harness, factory.servers[2])
+        self.assertEqual((2, 2), (harness.link.generation, harness.network.connections))
+
+    def test_twoDrains(self) -> None:
+        """
+        Two drains back to back leave exactly one stream that is not drained,
+        in whichever order the drained ones are closed.
+        """
+        for order in ([0, 1], [1, 0]):
+            harness = self.makeLink()
+            harness.network.advance(5)
+            harness.drain()
+            harness.network.pump()
+            harness.drain()
+            harness.network.pump()
+            self.assertEqual((3, 3), (harness.network.attempts, harness.network.connections))
+            for index in order:
+                harness.handlers[index].stream.close()
+                harness.network.pump()
+            harness.network.advance(100)
+            self.assertEqual((3, 1), (harness.network.attempts, harness.network.connections))
+            self.assertEqual(["made", "initialized"], harness.handlers[2].life)
+            self.assertEqual([LinkDrained(1, index + 1) for index in order], harness.observer.of(LinkDrained))
+
+    def test_drainsWhileLoggingIn(self) -> None:
+        """
+        What an old stream says about its end a second time makes no second
+        successor.
+        """
+        harness, factory = self.makeRaw()
+        self.bound(harness, factory.servers[0])
+        harness.network.advance(5)
+        for _ in range(3):
+            harness.drain(1)
+            harness.network.pump()
+        self.assertEqual((2, 1), (len(factory.servers), len(harness.observer.of(LinkDraining))))
+
+    def test_neverClosed(self) -> None:
+        """
+        A connection server that announces the end of streams and never ends
+        them is left with a few of them: the oldest are ended from here.
+        """
+        factory = RawServerFactory()
+        harness = self.makeLink(factory)
+        for number in range(MAX_DRAINING + 3):
+            self.bound(harness, factory.servers[number])
+            harness.network.advance(HASTY)
+            self.assertEqual([], [server for server in factory.servers[-MAX_DRAINING - 1 :] if server.closed])
+            harness.drain()
+            harness.network.pump()
+        old = factory.servers[:3]
+        self.assertEqual([True] * 3, [server.closed for server in old])
+        self.assertTrue(all(server.received.endswith(b"</stream:stream>") for server in old))
+        self.assertEqual([LinkDrained(1, number) for number in (1, 2, 3)], harness.observer.of(LinkDrained))
+        self.assertEqual(MAX_DRAINING + 1, harness.network.connections)
+
+    def test_neverClosedAndDeaf(self) -> None:
+        """
+        So are they if nothing comes through to it any more.
+        """
+        harness = self.makeLink()
+        for _ in range(MAX_DRAINING):
+            harness.network.advance(HASTY)
+            harness.drain()
+            harness.network.pump()
+        harness.network.advance(HASTY)
+        harness.network.silent = True
+        harness.drain()
+        harness.network.pump()
+        self.assertEqual([], harness.observer.of(LinkDrained))
+        harness.network.advance(CLOSE_PATIENCE)
+        self.assertEqual([LinkDrained(1, 1)], harness.observer.of(LinkDrained))
+        harness.network.silent = False
+
+    def test_stop(self) -> None:
+        """
+        A stop ends those that are being drained, too, in order.
+        """
+        harness, factory = self.makeRaw()
+        for number in range(4):
+            self.bound(harness, factory.servers[number])
+            harness.network.advance(5)
+            if number < 3:
+                harness.drain()
+                harness.network.pump()
+        for server in factory.servers:
+            server.received = b""
+        self.assertStops(harness)
+        self.assertEqual([b"</stream:stream>"] * 4, [server.received for server in factory.servers])
+        self.assertEqual([True] * 4, [server.closed for server in factory.servers])
+
+    def test_stopAllAtOnce(self) -> None:
+        """
+        A stop takes no longer for many streams whose peers do not let them go
+        than for one.
+        """
+        harness = self.makeLink()
+        for _ in range(3):
+            harness.network.advance(5)
+            harness.drain()
+            harness.network.pump()
+        harness.network.silent = True
+        stopped = harness.link.stop()
+        harness.network.advance(CLOSE_PATIENCE - INSTANT)
+        self.assertNoResult(stopped)
+        harness.network.advance(INSTANT)
+        self.successResultOf(stopped)
+        # Now the other ends hear of it.
+        harness.network.silent = False
+        harness.network.pump()
+        self.assertEqual((0, []), (harness.network.connections, harness.clock.getDelayedCalls()))
+
+    def test_stopBetween(self) -> None:
+        """
+        A stop while the successor of a hasty drain is waited for, or is
+        logging in, ends what there is.
+        """
+        for successor in (False, True):
+            harness, factory = self.makeRaw()
+            self.bound(harness, factory.servers[0])
+            if successor:
+                harness.network.advance(5)
+            else:
+                harness.drain()
+                harness.network.pump()
+                self.bound(harness, factory.servers[1])
+            harness.drain()
+            harness.network.pump()
+            self.assertEqual(2, len(factory.servers))
+            self.assertStops(harness)
+            harness.clock.advance(100)
+            self.assertEqual([True, True], [server.closed for server in factory.servers])
+
+    def test_log(self) -> None:
+        """
+        The log says which stream of which link to which server that is.
+        """
+        clock = Clock()
+        network = TimedNetwork(clock, ScriptedConnectionServer().factory(clock))
+        handlers: list[NotingHandler] = []
+
+        def makeHandler(drained: Callable[[], None]) -> NotingHandler:
+            handlers.append(NotingHandler(drained))
+            return handlers[-1]
+
+        credentials = Credentials(SENDER_ID, SERVER_KEY)
+        link = Link(network, credentials, makeHandler, clock, lambda: 0.0, None, 7, "push.example.org:5235")
+        with capturedLogs() as events:
+            link.start()
+            network.pump()
+            network.advance(5)
+            handlers[0].drained()
+            network.pump()
+            handlers[1].drained()
+            network.pump()
+            handlers[0].stream.close()
+            network.pump()
+            network.refuse = True
+            network.cut()
+            stopped = link.stop()
+            network.pump()
+        self.successResultOf(stopped)
+        about = "link 7 to push.example.org:5235"
+        self.assertEqual(
+            [
+                f"{about} is logged in",
+                f"{about}: stream 1 is being drained; the next comes in 0.0 s",
+                f"{about} is logged in",
+                f"{about}: stream 2 is being drained; the next comes in 0.0 s",
+                f"{about} is logged in",
+                f"{about}: drained stream 1 is closed",
+                f"{about}: drained stream 2 is closed",
+                f"{about} is lost: the connection broke; next try in 1.0 s",
+            ],
+            [text(event) for event in events],
+        )
 
 
 class NothingSharedTests(LinkCase):

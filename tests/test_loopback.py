@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.tcp import Connection, Server
+from twisted.internet.tcp import Client, Connection, Server
 from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -34,11 +35,13 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import LOGIN_DEADLINE, Credentials
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.embedded import EmbeddedConnectionServer
-from fcmxmpp.interfaces import Acknowledged, Arrived, Handled, LinkLost, LinkReady, Repeated
-from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.errors import Stopped
+from fcmxmpp.interfaces import Acknowledged, Arrived, Handled, LinkLost, LinkReady, Repeated, Sent
+from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, RecordingHandler, RecordingObserver
+from fcmxmpp.xmppstream import CLOSE_PATIENCE
 from tests.certificates import expectDeprecated, expired, issued, trustRoots
 
 
@@ -282,6 +285,7 @@ class LoopbackCase(TestCase):
         clock: Any = reactor,
         key: str = SERVER_KEY,
         grace: float = 10.0,
+        connections: int = 1,
     ) -> AppServer:
         """
         An app server, started; it is stopped at the end of the test.
@@ -291,6 +295,7 @@ class LoopbackCase(TestCase):
             Credentials(SENDER_ID, key),
             RecordingHandler() if handler is None else handler,
             clock=clock,
+            connections=connections,
             grace=grace,
             random=lambda: 0.0,
             observer=self.observer,
@@ -364,7 +369,8 @@ class NoConnectionTests(LoopbackCase):
         self.assertEqual(sorted(set(delays)), delays, "the pauses grow")
         self.assertEqual(
             [
-                f"cannot log in: {lost.reason}; next try in {lost.retryIn:.1f} s"
+                f"link 1 to the connection server cannot log in: {lost.reason}; "
+                f"next try in {lost.retryIn:.1f} s"
                 for lost in self.observer.of(LinkLost)
             ],
             self.logged("fcmxmpp.connection"),
@@ -718,7 +724,9 @@ class ConversationTests(LoopbackCase):
         self.assertEqual(["m-1", "m-2"], self.handler.ids)
         self.assertEqual([fresh], self.watched.open)
         self.assertEqual(1, fresh.received.count(b'"ack"'))
-        self.assertIn("the connection server is silent; giving this link up", self.logged("fcmxmpp.client"))
+        self.assertIn(
+            "link 1: the connection server is silent; giving the stream up", self.logged("fcmxmpp.client")
+        )
 
     async def test_serverStops(self) -> None:
         """
@@ -776,6 +784,58 @@ class ConversationTests(LoopbackCase):
         """
         servers = {repr(each) for each in reactor.getReaders() if isinstance(each, Server)}
         return {each for each in reactorSockets() - servers if each not in before}
+
+    async def test_slowLink(self) -> None:
+        """
+        A link whose peer does not read takes nothing new once its buffers are
+        full, though its window has room; the other link gets it.  The full one
+        can be stopped all the same, without a socket left.
+        """
+        clock = Clock()
+        smallest = (socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.watched.listening.socket.setsockopt(*smallest)
+        appServer = self.appServer(
+            self.endpoint(self.watched.port), self.handler, clock, grace=0.0, connections=2
+        )
+        await self.observer.nth(LinkReady, 2)
+        for each in reactor.getReaders():
+            if isinstance(each, Client) and each.getPeer().port == self.watched.port:
+                each.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow = self.watched.ends[0]
+        slow.pauseProducing()
+
+        sent: dict[str, Deferred[Ack]] = {}
+
+        async def send(count: int) -> dict[str, Deferred[Ack]]:
+            """
+            Send messages, and wait for the answers to those that do not go out
+            by the slow link.
+
+            @return: those that do.
+            """
+            for _ in range(count):
+                message_id = f"d-{len(sent)}"
+                message = DownstreamMessage(to=TOKEN, message_id=message_id, data={"k": "x" * 4000})
+                sent[message_id] = appServer.send(message)
+            await self.observer.nth(Sent, len(sent))
+            by = {event.message.message_id: event.link for event in self.observer.of(Sent)}
+            self.assertEqual((len(sent), {1, 2}), (len(by), set(by.values())))
+            await gatherResults([sent[message_id] for message_id, link in by.items() if link == 2])
+            return {message_id: sent[message_id] for message_id, link in by.items() if link == 1}
+
+        stuck = await send(200)
+        self.assertLess(len(stuck), WINDOW)
+        self.assertEqual(stuck, await send(50))
+        self.assertEqual([], [message_id for message_id, one in stuck.items() if one.called])
+        stopped = appServer.stopService()
+        for one in stuck.values():
+            self.failureResultOf(one, Stopped)
+        await self.watched.waiting.until(lambda: self.watched.ends[1].lost)
+        self.assertNoResult(stopped)
+        clock.advance(CLOSE_PATIENCE)
+        await stopped
+        slow.resumeProducing()
+        await self.watched.idle()
 
     async def test_hostName(self) -> None:
         """

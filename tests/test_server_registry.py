@@ -172,6 +172,54 @@ class LoginGuardTests(SynchronousTestCase):
             delay = guard.refuse("192.0.2.1", 0.0)
         self.assertEqual(10.0, delay)
 
+    def test_busy(self) -> None:
+        """
+        An address with as many refusals pending as there may be is busy until
+        the first of them is told; others are not.
+        """
+        guard = LoginGuard()
+        self.assertFalse(guard.isBusy("192.0.2.1", 0.0))
+        for pending in range(guard.PENDING):
+            self.assertFalse(guard.isBusy("192.0.2.1", 0.0), pending)
+            guard.refuse("192.0.2.1", 0.0)
+        self.assertTrue(guard.isBusy("192.0.2.1", 0.0))
+        self.assertTrue(guard.isBusy("192.0.2.1", 0.25 - 2**-10))
+        self.assertFalse(guard.isBusy("192.0.2.1", 0.25))
+        self.assertFalse(guard.isBusy("192.0.2.2", 0.0))
+
+    def test_busyOnly(self) -> None:
+        """
+        Whoever waits for each refusal is never busy, and an address that was
+        forgotten or forgiven is not either.
+        """
+        guard = LoginGuard()
+        now = 0.0
+        for _ in range(100):
+            self.assertFalse(guard.isBusy("192.0.2.1", now))
+            now += guard.refuse("192.0.2.1", now)
+        for _ in range(guard.PENDING):
+            guard.refuse("192.0.2.1", now)
+        self.assertTrue(guard.isBusy("192.0.2.1", now))
+        now += guard.FORGIVEN + 1
+        self.assertFalse(guard.isBusy("192.0.2.1", now))
+        self.assertEqual(0.25, guard.refuse("192.0.2.1", now))
+        self.assertFalse(guard.isBusy("192.0.2.1", now))
+
+    def test_busyRate(self) -> None:
+        """
+        Ten thousand connections side by side try no more than two keys a
+        second in the long run.
+        """
+        guard = LoginGuard()
+        tried = 0
+        for now in range(100):
+            for _ in range(10_000):
+                if guard.isBusy("192.0.2.1", float(now)):
+                    break
+                guard.refuse("192.0.2.1", float(now))
+                tried += 1
+        self.assertLess(tried, 200)
+
     def test_addresses(self) -> None:
         """
         One address does not pay for another.

@@ -20,10 +20,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.messages import WINDOW, DownstreamMessage
 from fcmxmpp.server import service
 from fcmxmpp.server.registry import Device, IDeviceCallbacks, Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.session import OVERRUN
 
 
 SENDERS = {"111": "key-1", "222": "key-2"}
@@ -78,7 +79,10 @@ class Client:
         """
         The messages that have come since the last look.
         """
-        return [json.loads(text) for text in re.findall(rb'mobile:data">(\{.*?\})</gcm>', self.said())]
+        return [
+            json.loads(text)
+            for text in re.findall(rb'<gcm xmlns="google:mobile:data">(\{.*?\})</gcm>', self.said())
+        ]
 
     def ids(self) -> list[str]:
         """
@@ -102,11 +106,24 @@ class Client:
 
         @return: the answer.
         """
+        self.sendDownstream(**fields)
+        (answer,) = self.answers()
+        return answer
+
+    def sendDownstream(self, **fields: Any) -> None:
+        """
+        Send a message for a device, and do not look at the answer.
+        """
         payload = json.dumps(fields).encode().replace(b"&", b"\\u0026")
-        answer = self.send(b'<message><gcm xmlns="google:mobile:data">%b</gcm></message>' % payload)
-        (text,) = re.findall(rb'xmlns:data="google:mobile:data">(\{.*?\})</data:gcm>', answer)
-        decoded: dict[str, Any] = json.loads(text)
-        return decoded
+        self.stream.dataReceived(b'<message><gcm xmlns="google:mobile:data">%b</gcm></message>' % payload)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """
+        The answers, and the control messages, that have come since the last
+        look.
+        """
+        texts = re.findall(rb'xmlns:data="google:mobile:data">(\{.*?\})</data:gcm>', self.said())
+        return [json.loads(text) for text in texts]
 
     def lose(self) -> None:
         """
@@ -180,11 +197,11 @@ class Harness:
     @ivar clients: all that have connected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, receipts: bool = False) -> None:
         self.clock = Clock()
         numbers: Iterator[int] = count(0xABCDEF)
         self.server = ConnectionServer(
-            Registry(SENDERS), self.clock, lambda size: next(numbers).to_bytes(size, "big")
+            Registry(SENDERS), self.clock, lambda size: next(numbers).to_bytes(size, "big"), receipts
         )
         self.server.startService()
         self.app = Callbacks()
@@ -229,12 +246,12 @@ class ServiceCase(SynchronousTestCase):
     What the test cases of this module share.
     """
 
-    def makeServer(self) -> Harness:
+    def makeServer(self, receipts: bool = False) -> Harness:
         """
         Start a connection server; when the test is over it has to stop without
         a trace.
         """
-        harness = Harness()
+        harness = Harness(receipts)
         self.addCleanup(self.assertStops, harness)
         return harness
 
@@ -1035,6 +1052,321 @@ class AcceptTests(ServiceCase):
         self.assertEqual(("BAD_REGISTRATION", "tok-X"), self.refused(to="tok-X", dry_run=True))
 
 
+class InvalidTests(ServiceCase):
+    """
+    What FCM would reject is refused with a description, and no device gets it
+    (conformance S8).
+    """
+
+    def test_S08_invalid(self) -> None:
+        """
+        Reserved keys, payloads that are too large, times to live that are out
+        of range: C{INVALID_JSON}, which says which field; the stream goes on.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        for field, wrong in (
+            ("data", {"to": "tok-A", "data": {"from": "x"}}),
+            ("data", {"to": "tok-A", "data": {"google.x": "x"}}),
+            ("data", {"to": "tok-A", "data": {"gcm": "x"}}),
+            ("data", {"to": "tok-A", "data": {"k": "x" * 4096}}),
+            ("data", {"to": "/topics/t", "data": {"k": "x" * 2048}}),
+            ("time_to_live", {"to": "tok-A", "time_to_live": -1}),
+            ("time_to_live", {"to": "tok-A", "time_to_live": 2_419_201}),
+        ):
+            answer = client.downstream(message_id="m-1", **wrong)
+            self.assertEqual(("nack", "INVALID_JSON"), (answer["message_type"], answer["error"]), wrong)
+            self.assertEqual(("m-1", wrong["to"]), (answer["message_id"], answer["from"]))
+            self.assertIn(field, answer["error_description"])
+            self.assertNotIn("xx", answer["error_description"], "the payload is told")
+        self.assertEqual([], harness.app.received)
+        self.assertEqual("ack", client.downstream(message_id="m-1", to="tok-A")["message_type"])
+
+    def test_S08_wrongTypes(self) -> None:
+        """
+        So are fields of the wrong type.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        for wrong in (
+            {"data": "x"},
+            {"data": {"k": 1}},
+            {"time_to_live": "abc"},
+            {"time_to_live": 1.5},
+            {"dry_run": "true"},
+            {"delivery_receipt_requested": 1},
+            {"notification": []},
+            {"priority": 5},
+        ):
+            answer = client.downstream(message_id="m-1", **{"to": "tok-A", **wrong})
+            self.assertEqual(("nack", "INVALID_JSON"), (answer["message_type"], answer["error"]), wrong)
+            self.assertTrue(answer["error_description"])
+        self.assertEqual([], harness.app.received)
+
+    def test_largest(self) -> None:
+        """
+        What is just allowed is delivered.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        for allowed in (
+            {"to": "tok-A", "data": {"k": "x" * 4095}},
+            {"to": "/topics/t", "data": {"k": "x" * 2047}},
+            {"to": "tok-A", "time_to_live": 0},
+            {"to": "tok-A", "time_to_live": 2_419_200},
+        ):
+            answer = client.downstream(message_id="m-1", **allowed)
+            self.assertEqual("ack", answer["message_type"], answer)
+        self.assertEqual(3, len(harness.app.received))
+
+
+class WindowTests(ServiceCase):
+    """
+    An app server that does not wait for answers (conformance S12).
+    """
+
+    def test_S12_overrun(self) -> None:
+        """
+        A small overrun of the window is let pass; beyond it each message is
+        refused with C{SERVICE_UNAVAILABLE}, and reaches no device.  The stream
+        stays, its ACKs are taken, and there is room again as answers go out.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        harness.server.script.delay(5)
+        taken = WINDOW + OVERRUN
+        for number in range(taken + 3):
+            client.sendDownstream(message_id=f"m-{number}", to="tok-A")
+        self.assertEqual(
+            [("nack", f"m-{number}", "SERVICE_UNAVAILABLE") for number in range(taken, taken + 3)],
+            [(a["message_type"], a["message_id"], a["error"]) for a in client.answers()],
+        )
+        self.assertEqual(taken, len(harness.app.received))
+        harness.submit("u-1")
+        self.assertEqual(["u-1"], client.ids())
+        client.ack("u-1")
+        self.assertEqual(["u-1"], harness.app.delivered)
+        self.assertFalse(client.transport.disconnecting)
+        harness.clock.advance(5)
+        self.assertEqual(
+            [("ack", f"m-{number}") for number in range(taken)],
+            [(a["message_type"], a["message_id"]) for a in client.answers()],
+        )
+        harness.server.script.clear()
+        self.assertEqual("ack", client.downstream(message_id="m-1", to="tok-A")["message_type"])
+
+    def test_perStream(self) -> None:
+        """
+        Each stream has a window of its own.
+        """
+        harness = self.makeServer()
+        one, other = harness.client(), harness.client()
+        harness.server.script.ignore(times=WINDOW + OVERRUN)
+        for number in range(WINDOW + OVERRUN):
+            one.sendDownstream(message_id=f"m-{number}", to="tok-A")
+        self.assertEqual([], one.answers())
+        self.assertEqual("ack", other.downstream(message_id="m-1", to="tok-A")["message_type"])
+        self.assertEqual("nack", one.downstream(message_id="m-1", to="tok-A")["message_type"])
+
+
+class FullTests(ServiceCase):
+    """
+    App servers that read too slowly.
+    """
+
+    def test_otherStream(self) -> None:
+        """
+        A stream whose transport is full gets nothing new: the other one does,
+        though it has more to acknowledge; and what waits goes out as soon as
+        there is room again.
+        """
+        harness = self.makeServer()
+        slow, quick = harness.client(), harness.client()
+        slow.stream.pauseProducing()
+        ids = [f"u-{number}" for number in range(WINDOW + 2)]
+        harness.submit(*ids)
+        self.assertEqual(([], ids[:WINDOW]), (slow.ids(), quick.ids()))
+        slow.stream.resumeProducing()
+        self.assertEqual((ids[WINDOW:], []), (slow.ids(), quick.ids()))
+
+    def test_answers(self) -> None:
+        """
+        Answers do not wait.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        client.stream.pauseProducing()
+        self.assertEqual("ack", client.downstream(message_id="m-1", to="tok-A")["message_type"])
+
+    def test_nowOrNever(self) -> None:
+        """
+        To a message that is for now or never a full stream is none.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        client.stream.pauseProducing()
+        harness.submit("u-1", time_to_live=0)
+        self.assertEqual([("u-1", "TTL_EXCEEDED")], harness.app.failed)
+
+    def test_lost(self) -> None:
+        """
+        What a full stream has not acknowledged when it is lost goes out again.
+        """
+        harness = self.makeServer()
+        slow = harness.client()
+        harness.submit("u-1")
+        slow.stream.pauseProducing()
+        harness.submit("u-2")
+        slow.lose()
+        self.assertEqual(["u-1", "u-2"], harness.client().ids())
+
+
+class ReceiptTests(ServiceCase):
+    """
+    Delivery receipts, which Google's server no longer sent in its last years.
+    """
+
+    def test_off(self) -> None:
+        """
+        By default there are none.
+        """
+        harness = self.makeServer()
+        client = harness.client()
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        self.assertEqual([{"from": "tok-A", "message_id": "m-1", "message_type": "ack"}], client.answers())
+        self.assertEqual(1, len(harness.app.received))
+        self.assertEqual(0, client.stream.unanswered)
+
+    def test_shape(self) -> None:
+        """
+        A receipt has the shape that Google's had, to the byte, and comes
+        behind the ACK of its message.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        client.said()
+        harness.clock.advance(1498801519.251)
+        client.said()
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        self.assertEqual(
+            b'<message><data:gcm xmlns:data="google:mobile:data">'
+            b'{"from":"tok-A","message_id":"m-1","message_type":"ack"}</data:gcm></message>'
+            b'<message to="111@gcm.googleapis.com" from="devices@gcm.googleapis.com" type="normal">'
+            b'<gcm xmlns="google:mobile:data">{"category":"org.example.app","data":'
+            b'{"message_status":"MESSAGE_SENT_TO_DEVICE","original_message_id":"m-1",'
+            b'"device_registration_id":"tok-A","message_sent_timestamp":"1498801519251"},'
+            b'"message_id":"dr2:m-1","message_type":"receipt","time_to_live":0,"from":"gcm.googleapis.com"}'
+            b"</gcm></message>",
+            client.said(),
+        )
+
+    def test_notAsked(self) -> None:
+        """
+        There is one only for what asked for it, and reached a device: none for
+        a trial, a topic, or what was refused.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        harness.makeDevice("tok-B", "222")
+        harness.server.script.nack("DEVICE_UNREGISTERED", to="tok-A", times=1)
+        harness.server.script.ignore(to="tok-A", times=1)
+        asked = {"delivery_receipt_requested": True}
+        for fields in (
+            {"to": "tok-A", **asked},
+            {"to": "tok-A", **asked},
+            {"to": "tok-A"},
+            {"to": "tok-A", "delivery_receipt_requested": False},
+            {"to": "tok-A", "dry_run": True, **asked},
+            {"to": "tok-B", **asked},
+            {"to": "tok-X", **asked},
+            {"to": "/topics/t", **asked},
+            {"condition": "'a' in topics", **asked},
+            {"to": "tok-A", "time_to_live": -1, **asked},
+        ):
+            client.sendDownstream(message_id="m-1", **fields)
+        self.assertEqual(0, client.stream.unanswered)
+        self.assertNotIn(b"dr2", client.said())
+
+    def test_acknowledged(self) -> None:
+        """
+        It takes a place in the window until it is acknowledged, under its own
+        id; no device is told of that.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        harness.submit(*[f"u-{number}" for number in range(WINDOW - 1)])
+        for number in (1, 2):
+            client.sendDownstream(message_id=f"m-{number}", to="tok-A", delivery_receipt_requested=True)
+        self.assertEqual("dr2:m-1", client.ids()[-1])
+        self.assertEqual(WINDOW, client.stream.unanswered)
+        client.ack("m-1", to="gcm.googleapis.com")
+        self.assertIn(b'code="406"', client.said())
+        client.ack("dr2:m-1", to="gcm.googleapis.com")
+        self.assertEqual(["dr2:m-2"], client.ids())
+        client.ack("dr2:m-2", to="gcm.googleapis.com")
+        self.assertEqual(WINDOW - 1, client.stream.unanswered)
+        self.assertEqual([], harness.app.delivered)
+
+    def test_twice(self) -> None:
+        """
+        The same message twice has one receipt while that is on its way, and
+        another one afterwards.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        for acknowledged in (False, False, True):
+            client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+            if acknowledged:
+                client.ack("dr2:m-1", to="gcm.googleapis.com")
+        self.assertEqual(["dr2:m-1"], client.ids())
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        self.assertEqual(["dr2:m-1"], client.ids())
+        self.assertEqual(4, len(harness.app.received))
+
+    def test_redelivered(self) -> None:
+        """
+        A receipt that was not acknowledged comes again, on the next stream,
+        though its time to live is 0; after a day it does not.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        client.lose()
+        harness.clock.advance(600)
+        client = harness.client()
+        self.assertEqual(["dr2:m-1"], client.ids())
+        client.lose()
+        harness.clock.advance(86_400)
+        self.assertEqual([], harness.client().ids())
+        self.assertEqual([], harness.app.failed)
+
+    def test_queueFull(self) -> None:
+        """
+        Where too much waits for the app server already, there is none.
+        """
+        self.patch(service, "MAX_QUEUE", 1)
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        client.stream.pauseProducing()
+        harness.submit("u-1")
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        client.stream.resumeProducing()
+        self.assertEqual(["u-1"], client.ids())
+
+    def test_late(self) -> None:
+        """
+        The device has a message before a late answer is out, and so has the
+        app server its receipt.
+        """
+        harness = self.makeServer(receipts=True)
+        client = harness.client()
+        harness.server.script.delay(2)
+        client.sendDownstream(message_id="m-1", to="tok-A", delivery_receipt_requested=True)
+        self.assertEqual(["dr2:m-1"], client.ids())
+        harness.clock.advance(2)
+        self.assertEqual(["ack"], [answer["message_type"] for answer in client.answers()])
+
+
 class ResourceTests(ServiceCase):
     """
     Each stream of a sender has a resource of its own.
@@ -1291,8 +1623,8 @@ class LogTests(ServiceCase):
         lines = [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events]
         self.assertEqual(
             [
-                "an app server of sender 111 logged in",
-                "an app server of sender 111 is gone; unacknowledged, and to go out again: 1",
+                "an app server of sender 111 logged in from 192.0.2.1",
+                "an app server of sender 111 at 192.0.2.1 is gone; unacknowledged, and to go out again: 1",
             ],
             lines,
         )

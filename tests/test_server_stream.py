@@ -16,7 +16,7 @@ from twisted.logger import capturedLogs, eventAsJSON, eventAsText
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Receipt, ReceiptData, UpstreamMessage
+from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage, Nack, Receipt, ReceiptData, UpstreamMessage
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.server.stream import ServerStream
 
@@ -134,12 +134,18 @@ class Service:
         """
         self.told.append(("acknowledged", message))
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack:
+    def hasRoom(self, stream: ServerStream) -> None:
+        """
+        See L{IRoutes.hasRoom<fcmxmpp.server.stream.IRoutes.hasRoom>}.
+        """
+        self.told.append("room")
+
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
         See L{IRoutes.accept<fcmxmpp.server.stream.IRoutes.accept>}.
         """
         self.told.append(("accept", message))
-        return self.answer
+        stream.answer(self.answer)
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
         """
@@ -493,6 +499,31 @@ class SASLTests(StreamCase):
             self.makeStream(service).send(OPEN + auth(plain(key="wrong")))
         self.assertIn(SUCCESS, self.makeStream(service).send(OPEN + auth(plain())))
 
+    def test_manyAtOnce(self) -> None:
+        """
+        While many logins from one address are being refused, the next is
+        turned away at once without a look at its key: a right one gets no
+        other answer than a wrong one.  Other addresses are let in, and so is
+        this one later; to hang up does not make it sooner.
+        """
+        service = Service()
+        refused = [self.makeStream(service) for _ in range(service.guard.PENDING)]
+        for harness in refused:
+            self.assertNotIn(b"<failure", harness.send(OPEN + auth(plain(key="wrong"))))
+        for harness in refused[8:]:
+            harness.lose()
+        for key in ("wrong", KEY):
+            harness = self.makeStream(service)
+            said = harness.send(OPEN + auth(plain(key=key)))
+            self.assertTrue(said.endswith(MECHANISMS + streamError(b"policy-violation")), said)
+            self.assertEqual((True, None), (harness.closing, harness.stream.senderID))
+            self.assertEqual(b"", harness.send(auth(plain())))
+        elsewhere = self.makeStream(service, IPv4Address("TCP", "192.0.2.2", 1))
+        self.assertIn(SUCCESS, elsewhere.send(OPEN + auth(plain())))
+        later = self.makeStream(service)
+        later.clock.advance(0.25)
+        self.assertIn(SUCCESS, later.send(OPEN + auth(plain())))
+
     def test_deafWhileRefusing(self) -> None:
         """
         While the refusal is delayed, and after it, nothing more is tried, be
@@ -561,7 +592,7 @@ class SASLTests(StreamCase):
             harness, _ = self.attempt(auth(plain(key="wrong-key")))
             harness.clock.advance(1)
         logged = "".join(eventAsText(event) + eventAsJSON(event) for event in events)
-        self.assertIn("refused a login: not-authorized", logged)
+        self.assertIn("refused a login from 192.0.2.1: not-authorized", logged)
         for secret in ("wrong-key", plain(key="wrong-key").decode()):
             self.assertNotIn(secret, logged)
 
@@ -1122,6 +1153,50 @@ class ConversationTests(StreamCase):
         self.assertTrue(harness.closing)
         self.assertEqual(b"", harness.send(gcm(b'{"to":"tok-A","message_id":"m-1"}')))
         self.assertEqual([], harness.service.told)
+
+
+class FullTests(StreamCase):
+    """
+    A client that reads too slowly.
+    """
+
+    def test_full(self) -> None:
+        """
+        From the bind on the stream knows it: there is no room until there is
+        again, which the service is told.
+        """
+        harness = self.authenticated()
+        self.assertIsNone(harness.transport.producer)
+        harness.send(b'<iq type="set" id="b1">%b</iq>' % BIND)
+        self.assertIs(harness.stream, harness.transport.producer)
+        self.assertEqual(WINDOW, harness.stream.room)
+        del harness.service.told[:]
+        harness.stream.pauseProducing()
+        self.assertEqual((0, []), (harness.stream.room, harness.service.told))
+        harness.stream.resumeProducing()
+        self.assertEqual((WINDOW, ["room"]), (harness.stream.room, harness.service.told))
+
+    def test_beforeItIsReady(self) -> None:
+        """
+        It knows it before it is offered to the service.
+        """
+        harness = self.authenticated()
+        seen: list[object] = []
+        harness.service.ready = lambda stream: seen.append(  # type: ignore[method-assign]
+            harness.transport.producer
+        )
+        harness.send(b'<iq type="set" id="b1">%b</iq>' % BIND)
+        self.assertEqual([harness.stream], seen)
+
+    def test_close(self) -> None:
+        """
+        A full stream can be closed.
+        """
+        harness = self.ready()
+        harness.stream.pauseProducing()
+        harness.stream.close()
+        self.assertEqual((b"</stream:stream>", True), (harness.said(), harness.closing))
+        self.assertIsNone(harness.transport.producer)
 
 
 class KeepAliveTests(StreamCase):

@@ -5,7 +5,7 @@ Who may log in, and which devices there are.
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from hashlib import sha256
 
@@ -117,10 +117,28 @@ def _digest(key: str) -> bytes:
 _NO_KEY = b"\0" * 32
 
 
+class _Refusals:
+    """
+    What was refused to one address.
+
+    @ivar count: how many logins.
+    @ivar last: when the last of them came.
+    @ivar due: when the newest of them are told.  Whoever hangs up before that
+        gains nothing by it.
+    """
+
+    __slots__ = ("count", "due", "last")
+
+    def __init__(self, pending: int) -> None:
+        self.count = 0
+        self.last = 0.0
+        self.due: deque[float] = deque(maxlen=pending)
+
+
 class LoginGuard:
     """
     Slows down whoever tries keys: each refusal to one address comes later than
-    the one before.
+    the one before, and while many are still to come no other try is looked at.
 
     It knows only addresses, never senders, so that the delay does not tell
     whether a sender exists.
@@ -130,11 +148,22 @@ class LoginGuard:
     FIRST, MOST = 0.25, 10.0
     #: Seconds after which an address has a clean slate.
     FORGIVEN = 600.0
+    #: Refusals to one address that may be pending.
+    PENDING = 16
     #: Addresses that are remembered.
     ADDRESSES = 10_000
 
     def __init__(self) -> None:
-        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._refusals: OrderedDict[str, _Refusals] = OrderedDict()
+
+    def isBusy(self, address: str, now: float) -> bool:
+        """
+        Whether so many logins from this address are being refused that the
+        next is not to be looked at, be its key right or wrong: otherwise tries
+        made side by side would be as good as tries without a delay.
+        """
+        refusals = self._refusals.get(address)
+        return refusals is not None and sum(due > now for due in refusals.due) >= self.PENDING
 
     def refuse(self, address: str, now: float) -> float:
         """
@@ -142,10 +171,14 @@ class LoginGuard:
 
         @return: how many seconds to wait before saying so.
         """
-        count, last = self._refusals.pop(address, (0, now))
-        if now - last > self.FORGIVEN:
-            count = 0
-        self._refusals[address] = (count + 1, now)
+        refusals = self._refusals.pop(address, None)
+        if refusals is None or now - refusals.last > self.FORGIVEN:
+            refusals = _Refusals(self.PENDING)
+        self._refusals[address] = refusals
         if len(self._refusals) > self.ADDRESSES:
             self._refusals.popitem(last=False)
-        return min(self.MOST, self.FIRST * 2.0 ** min(count, 16))
+        delay = min(self.MOST, self.FIRST * 2.0 ** min(refusals.count, 16))
+        refusals.count += 1
+        refusals.last = now
+        refusals.due.append(now + delay)
+        return delay

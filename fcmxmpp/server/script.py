@@ -1,7 +1,7 @@
 """
 What a connection server does on request that it would not do by itself: refuse
-messages, be slow, say nothing, or close connections.  For tests of app servers, and for trying
-out what an application makes of a bad day::
+messages, be slow, say nothing, or close connections.  For tests of app
+servers, and for trying out what an application makes of a bad day::
 
     server.script.nack("DEVICE_UNREGISTERED", to="tok-B")
     server.script.nack("SERVICE_UNAVAILABLE", times=2)

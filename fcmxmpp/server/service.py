@@ -33,7 +33,7 @@ from fcmxmpp.messages import (
     UpstreamMessage,
 )
 from fcmxmpp.server.registry import Device, LoginGuard, Registry
-from fcmxmpp.server.script import Script
+from fcmxmpp.server.script import Rule, Script
 from fcmxmpp.server.stream import ServerStream
 from fcmxmpp.validation import checkSendable
 from fcmxmpp.window import Queue
@@ -50,6 +50,8 @@ MAX_QUEUE = 100_000
 MAX_ID_BYTES = 1024
 #: Seconds between looks for messages whose time has run out.
 SWEEP = 60.0
+#: What holds where the script says nothing.
+_NO_RULE = Rule()
 
 
 class _Entrusted:
@@ -137,7 +139,7 @@ class ConnectionServer(Service):
         self.script = Script()
         self._receipts = receipts
         # The answers that the script delays.
-        self._late: list[IDelayedCall] = []
+        self._late: set[IDelayedCall] = set()
         self.guard = LoginGuard()
         self.factory = _Factory(self, clock)
         self.statistics = Statistics()
@@ -321,7 +323,11 @@ class ConnectionServer(Service):
         A stream is logged in: what waits goes out on it.
         """
         assert stream.senderID is not None
-        _log.info("an app server of sender {senderID} logged in", senderID=stream.senderID)
+        _log.info(
+            "an app server of sender {senderID} logged in from {address}",
+            senderID=stream.senderID,
+            address=stream.address,
+        )
         sender = self._sender(stream.senderID)
         sender.streams.append(stream)
         self._route(sender)
@@ -340,10 +346,8 @@ class ConnectionServer(Service):
         assert stream.senderID is not None
         sender = self._sender(stream.senderID)
         self.statistics.acknowledged += 1
-        entrusted = sender.entrusted.pop(message.key, None)
-        if entrusted is not None:
-            for device in entrusted.devices:
-                device.callbacks.messageDelivered(message.message_id)
+        for device in sender.entrusted.pop(message.key).devices:
+            device.callbacks.messageDelivered(message.message_id)
         self._route(sender)
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
@@ -352,8 +356,10 @@ class ConnectionServer(Service):
         """
         assert stream.senderID is not None
         _log.info(
-            "an app server of sender {senderID} is gone; unacknowledged, and to go out again: {count}",
+            "an app server of sender {senderID} at {address} is gone; unacknowledged, and to go out again: "
+            "{count}",
             senderID=stream.senderID,
+            address=stream.address,
             count=len(unanswered),
         )
         sender = self._sender(stream.senderID)
@@ -363,54 +369,69 @@ class ConnectionServer(Service):
         sender.queue.giveBack(again)
         self._route(sender)
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack | Deferred[Ack | Nack]:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
-        An app server sent a message: see what is wrong with it, and give it to
-        the device.
+        An app server sent a message: answer it as the script says, or else
+        give it to the device.
         """
         assert stream.senderID is not None
-        rule = self.script.ruleFor(message)
-        if rule is None:
-            return self._accept(stream.senderID, message)
+        rule = self.script.ruleFor(message) or _NO_RULE
         if rule.drain is not None:
             stream.drain(rule.drain)
-            return _nack(message, "CONNECTION_DRAINING", "Send on another connection")
-        answer: Deferred[Ack | Nack] = Deferred()
+            stream.answer(_nack(message, "CONNECTION_DRAINING", "Send on another connection"))
+            return
         if rule.delay is None:
-            return answer
+            return
+        device = None
         if rule.error is not None:
-            result: Ack | Nack = _nack(message, rule.error, "")
+            answer: Ack | Nack = _nack(message, rule.error, "")
         else:
-            result = self._accept(stream.senderID, message)
+            answer, device = self._deliver(stream.senderID, message)
         if rule.registration_id is not None:
-            result = structs.replace(result, registration_id=rule.registration_id)
-        if not rule.delay:
-            return result
-        self._late = [call for call in self._late if call.active()]
-        self._late.append(self._clock.callLater(rule.delay, answer.callback, result))
-        return answer
+            answer = structs.replace(answer, registration_id=rule.registration_id)
+        if rule.delay:
+            self._answerLater(rule.delay, stream, answer)
+        else:
+            stream.answer(answer)
+        if device is not None and self._receipts and message.delivery_receipt_requested:
+            self._sendReceipt(device, message)
 
-    def _accept(self, senderID: str, message: DownstreamMessage) -> Ack | Nack:
+    def _answerLater(self, delay: float, stream: ServerStream, answer: Ack | Nack) -> None:
         """
-        The same, without a script.
+        Answer a message after some seconds.
+        """
+
+        def due() -> None:
+            self._late.remove(call)
+            stream.answer(answer)
+
+        call = self._clock.callLater(delay, due)
+        self._late.add(call)
+
+    def _deliver(self, senderID: str, message: DownstreamMessage) -> tuple[Ack | Nack, Device | None]:
+        """
+        See what is wrong with a message, and give it to its device.
+
+        @return: the answer, and the device that got it, if one did.
         """
         to = message.to
         try:
             checkSendable(message)
         except NotSendable as error:
             description = f'InvalidParameters : Field "{error.field}" {error.reason}'
-            return _nack(message, "INVALID_JSON", description)
+            return _nack(message, "INVALID_JSON", description), None
+        device = None
         if to is not None and not to.startswith("/topics/"):
             device = self.registry.device(to)
             if device is None:
-                return _nack(message, "BAD_REGISTRATION", f"Invalid token on 'to' field: {to}")
+                return _nack(message, "BAD_REGISTRATION", f"Invalid token on 'to' field: {to}"), None
             if device.senderID != senderID:
-                return _nack(message, "SENDER_ID_MISMATCH", "The token belongs to another sender")
-            if not message.dry_run:
-                device.callbacks.messageReceived(message)
-                if self._receipts and message.delivery_receipt_requested:
-                    self._sendReceipt(device, message)
-        return Ack(from_=to or message.condition, message_id=message.message_id or "")
+                return _nack(message, "SENDER_ID_MISMATCH", "The token belongs to another sender"), None
+        if device is not None and message.dry_run:
+            device = None
+        if device is not None:
+            device.callbacks.messageReceived(message)
+        return Ack(from_=to or message.condition, message_id=message.message_id or ""), device
 
     def _sendReceipt(self, device: Device, message: DownstreamMessage) -> None:
         """
@@ -481,8 +502,8 @@ class ConnectionServer(Service):
             self._sweep.cancel()
             self._sweep = None
         for call in self._late:
-            if call.active():
-                call.cancel()
+            call.cancel()
+        self._late.clear()
         closed: Deferred[None] = Deferred()
         if not self._connections:
             closed.callback(None)

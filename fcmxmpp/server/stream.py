@@ -10,7 +10,6 @@ from base64 import b64decode
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -97,11 +96,10 @@ class IRoutes(Protocol):
         The app server acknowledged a message that was sent on this stream.
         """
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack | Deferred[Ack | Nack]:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
-        The app server sent a message.
-
-        @return: the answer, or what fires with it.
+        The app server sent a message, and is owed an L{ServerStream.answer},
+        now or later.
         """
 
     def lost(self, stream: ServerStream, unanswered: list[UpstreamMessage | Receipt]) -> None:
@@ -151,6 +149,14 @@ class ServerStream(GCMStream):
         self._draining: IDelayedCall | None = None
         self._domain = "gcm.googleapis.com"
 
+    @property
+    def address(self) -> str:
+        """
+        Where the client is.
+        """
+        peer = self.transport.getPeer()
+        return getattr(peer, "host", None) or str(peer)
+
     # Logging in.
 
     def _initializeStream(self) -> None:
@@ -173,7 +179,7 @@ class ServerStream(GCMStream):
         The login takes too long.
         """
         self._timer = None
-        _log.info("closed a stream that did not log in")
+        _log.info("closed a stream from {address} that did not log in", address=self.address)
         self.sendStreamError(StreamError("connection-timeout"))
 
     def headerReceived(self, header: domish.Element) -> None:
@@ -232,6 +238,10 @@ class ServerStream(GCMStream):
         except (binascii.Error, ValueError):
             self._saslFailure("malformed-request")
             return
+        if self._routes.guard.isBusy(self.address, self.clock.seconds()):
+            _log.info("too many logins from {address} are being refused", address=self.address)
+            self.sendStreamError(StreamError("policy-violation"))
+            return
         senderID = authcid.partition("@")[0]
         actsFor = authzid.partition("@")[0]
         allowed = self._routes.registry.mayLogIn(senderID, key)
@@ -248,9 +258,7 @@ class ServerStream(GCMStream):
         """
         Say no, always in the same words, and later each time.
         """
-        peer = self.transport.getPeer()
-        address = getattr(peer, "host", None) or str(peer)
-        delay = self._routes.guard.refuse(address, self.clock.seconds())
+        delay = self._routes.guard.refuse(self.address, self.clock.seconds())
         self._await = _ignore
         self._cancelTimer()
         self._timer = self.clock.callLater(delay, self._saslFailure, "not-authorized")
@@ -260,7 +268,7 @@ class ServerStream(GCMStream):
         End the login.
         """
         self._await = _ignore
-        _log.info("refused a login: {condition}", condition=condition)
+        _log.info("refused a login from {address}: {condition}", address=self.address, condition=condition)
         self.write(f'<failure xmlns="{_NS_SASL}"><{condition}/></failure>'.encode())
         self.close()
 
@@ -304,8 +312,8 @@ class ServerStream(GCMStream):
         The conversation begins.
         """
         self.session = Session(Role.CONNECTION_SERVER, self.clock.seconds())
-        if self.stream is not None:
-            self.stream.maxStanzaSize = MAX_STANZA_BYTES
+        assert self.stream is not None
+        self.stream.maxStanzaSize = MAX_STANZA_BYTES
         self.onGCM = self._stanzaReceived
         self._cancelTimer()
         self._setTimer()
@@ -380,15 +388,11 @@ class ServerStream(GCMStream):
             self._routes.acknowledged(self, output.message)
         elif isinstance(output, Received):
             assert isinstance(output.message, DownstreamMessage)
-            answer = self._routes.accept(self, output.message)
-            if isinstance(answer, Deferred):
-                answer.addCallback(self.answer)
-                answer.addErrback(_bug)
-            else:
-                self.answer(answer)
+            self._routes.accept(self, output.message)
         elif isinstance(output, KeepAlive):
             self.write(b" ")
-        elif isinstance(output, Lost):
+        else:
+            assert isinstance(output, Lost)
             self._routes.lost(
                 self, [m for m in output.unanswered if isinstance(m, (UpstreamMessage, Receipt))]
             )
@@ -417,7 +421,8 @@ class ServerStream(GCMStream):
 
     def answer(self, answer: Ack | Nack) -> None:
         """
-        Answer a downstream message that came in on this stream.
+        Answer a downstream message that came in on this stream, if the stream
+        still exists.
         """
         assert self.session is not None
         for output in self.session.answer(answer):
@@ -426,18 +431,28 @@ class ServerStream(GCMStream):
     def drain(self, grace: float) -> None:
         """
         Announce the end of this stream, and end it later.  Until then what the
-        app server sends is refused, and its ACKs are taken.
+        app server sends is refused, and its ACKs are taken.  A stream that is
+        not logged in is closed at once; one that is being drained already ends
+        when that was to be.
 
         @param grace: seconds until the end.
         """
         if self.session is None:
+            self._await = _ignore
+            self._cancelTimer()
             self.close()
             return
         outputs = self.session.drain()
+        if outputs:
+            _log.info(
+                "draining an app server of sender {senderID} at {address}; closed in {grace:.1f} s",
+                senderID=self.senderID,
+                address=self.address,
+                grace=grace,
+            )
+            self._draining = self.clock.callLater(grace, self.close)
         for output in outputs:
             self._carryOut(output)
-        if outputs:
-            self._draining = self.clock.callLater(grace, self.close)
 
     def _setTimer(self) -> None:
         """
@@ -473,13 +488,6 @@ class ServerStream(GCMStream):
         if self.session is not None:
             for output in self.session.lost():
                 self._carryOut(output)
-
-
-def _bug(failure: Failure) -> None:
-    """
-    An answer could not be found, or not be written.
-    """
-    _log.failure("answering a downstream message failed", failure)
 
 
 def _ignore(_: object) -> None:
