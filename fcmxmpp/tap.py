@@ -138,6 +138,13 @@ def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
         die(f"--endpoint has to look like tls:HOST:PORT or tls:HOST:PORT:trustRoots=DIR, not {description!r}")
 
 
+def _hostAndPort(description: str | None) -> str:
+    """
+    What the log calls the connection server.
+    """
+    return "the embedded server" if description is None else ":".join(description.split(":")[1:3])
+
+
 def _makeWebhook(settings: Settings, reactor: Any, services: MultiService) -> Any:
     """
     What makes the handler that POSTs to a URL.
@@ -215,6 +222,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             policy=settings.policy,
             grace=settings.grace,
             observer=observer,
+            server=_hostAndPort(settings.endpoint),
         )
     except Exception as error:
         die(

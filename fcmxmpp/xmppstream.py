@@ -24,6 +24,9 @@ __all__ = ["CLOSE_PATIENCE", "GCMStream"]
 
 #: How long a stream that is being closed may take for it, in seconds.
 CLOSE_PATIENCE = 10.0
+#: How many bytes of answers may pile up for a peer that sends and does not read
+#: them; beyond that the connection is dropped.
+MAX_PILED_UP = 4 * 1024 * 1024
 
 
 class IStreamTransport(ITCPTransport, IConsumer):
@@ -62,6 +65,8 @@ class GCMStream(xmlstream.XmlStream):
         self.onRoom: Callable[[], None] = lambda: None
         self.full = False
         self._notesFull = False
+        # Bytes written while it was full.
+        self._piledUp = 0
         self._gathered: list[bytes] | None = None
         self._closing: IDelayedCall | None = None
 
@@ -101,7 +106,7 @@ class GCMStream(xmlstream.XmlStream):
         finally:
             gathered, self._gathered = self._gathered, None
             if gathered:
-                self.transport.write(b"".join(gathered))
+                self._writeOut(b"".join(gathered))
 
     def _refuse(self, error: domish.ParserError) -> None:
         """
@@ -131,6 +136,7 @@ class GCMStream(xmlstream.XmlStream):
         What is written piles up.
         """
         self.full = True
+        self._piledUp = 0
 
     def resumeProducing(self) -> None:
         """
@@ -238,7 +244,7 @@ class GCMStream(xmlstream.XmlStream):
         Send one stanza as it is.
         """
         if self._gathered is None:
-            self.transport.write(stanza)
+            self._writeOut(stanza)
         else:
             self._gathered.append(stanza)
 
@@ -247,8 +253,19 @@ class GCMStream(xmlstream.XmlStream):
         Send what was gathered, so that what follows stays behind it.
         """
         if self._gathered:
-            self.transport.write(b"".join(self._gathered))
+            self._writeOut(b"".join(self._gathered))
             self._gathered.clear()
+
+    def _writeOut(self, data: bytes) -> None:
+        """
+        Give bytes to the transport, unless its peer lets them pile up.
+        """
+        if self.full:
+            self._piledUp += len(data)
+            if self._piledUp > MAX_PILED_UP:
+                self.abort()
+                return
+        self.transport.write(data)
 
     def sendFooter(self) -> None:
         """

@@ -388,7 +388,7 @@ class EmbeddedTests(CommandLineCase):
         (line,) = self.lines(child)
         self.assertEqual(["message_id", "from", "category", "data", "time_to_live"], list(line))
         self.assertEqual({"greeting": "hello", "count": "1"}, line["data"])
-        self.assertIn("[fcmxmpp.connection#info] logged in", child.err)
+        self.assertIn("[fcmxmpp.connection#info] link 1 to the embedded server is logged in", child.err)
         for secret in (key, "greeting", "hello", "embedded-device"):
             self.assertNotIn(secret, child.err)
         self.assertEqual([], os.listdir(self.temporary))
@@ -611,7 +611,7 @@ class OutsideTests(CommandLineCase):
             "--endpoint", self.endpoint, "--sender-id", self.senderID, FCM_SERVER_KEY="wrong-server-key"
         )
         child.until(
-            r"#error\] cannot log in: login refused \(not-authorized\): "
+            r"#error\] link 1 to localhost:\d+ cannot log in: login refused \(not-authorized\): "
             r"check the sender ID and the server key; "
             r"next try in [0-9.]+ s\n"
         )
@@ -627,7 +627,9 @@ class OutsideTests(CommandLineCase):
         child = self.twistd(*self.announced)
         child.until("logged in")
         self.stopServer()
-        child.until("connection lost: the server ended the stream with an error: system-shutdown")
+        child.until(
+            r"link 1 to localhost:\d+ is lost: the server ended the stream with an error: system-shutdown"
+        )
         child.until("cannot log in: connection refused: nothing listens there; next try in [0-9.]+ s\n")
         self.stopped(child)
 

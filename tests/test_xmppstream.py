@@ -31,6 +31,12 @@ class Transport(StringTransport):
         assert self.producer is None, "a transport with a producer does not close"
         super().loseConnection()
 
+    def abortConnection(self) -> None:
+        """
+        Drop the connection, producer or not.
+        """
+        self.aborted = self.disconnecting = True
+
 
 class FullTests(SynchronousTestCase):
     """
@@ -64,6 +70,27 @@ class FullTests(SynchronousTestCase):
         A stream is what transports tell of it.
         """
         verifyObject(IPushProducer, self.stream)
+
+    def test_neverReads(self) -> None:
+        """
+        A peer that sends on and on, and never reads the answers, is dropped
+        before they fill the memory; one that reads now and then is not.
+        """
+        answer = b"x" * 1024 * 1024
+        self.stream.noteFull()
+        for _ in range(3):
+            self.stream.pauseProducing()
+            for _ in range(4):
+                self.stream.write(answer)
+            self.stream.resumeProducing()
+            self.stream.write(answer)
+        self.assertFalse(self.transport.disconnecting)
+        self.stream.pauseProducing()
+        for _ in range(4):
+            self.stream.write(answer)
+        self.transport.clear()
+        self.stream.write(b"x")
+        self.assertEqual((True, b""), (self.transport.disconnecting, self.transport.value()))
 
     def test_full(self) -> None:
         """

@@ -23,6 +23,7 @@ from twisted.words.protocols.jabber.error import StreamError
 from fcmxmpp.errors import NotSendable
 from fcmxmpp.messages import (
     MAX_DATA_BYTES,
+    MAX_ID_BYTES,
     MAX_UPSTREAM_TTL,
     RECEIPT_SENDER,
     Ack,
@@ -45,9 +46,6 @@ _log = Logger()
 
 #: How many messages may wait for one sender's app server.
 MAX_QUEUE = 100_000
-#: Bytes that a message_id may take: with the largest data it has to fit into
-#: a stanza that an app server takes.
-MAX_ID_BYTES = 1024
 #: Seconds between looks for messages whose time has run out.
 SWEEP = 60.0
 #: What holds where the script says nothing.
