@@ -18,18 +18,20 @@ from twisted.trial.unittest import SynchronousTestCase
 CHECKOUT = Path(os.environ.get("FCMXMPP_CHECKOUT", Path(__file__).resolve().parent.parent))
 
 
-class UpstreamTests(SynchronousTestCase):
+class ProgramTests(SynchronousTestCase):
     """
-    Tests for C{benchmarks/upstream.py}.
+    How they are run.
     """
+
+    program: str
 
     def run_(self, *arguments: str) -> tuple[int, str, str]:
         """
-        Run it.
+        Run the program.
 
         @return: exit status, standard output, standard error.
         """
-        program = CHECKOUT / "benchmarks" / "upstream.py"
+        program = CHECKOUT / "benchmarks" / self.program
         done = subprocess.run(
             [sys.executable, str(program), "--deadline=60", *arguments],
             capture_output=True,
@@ -44,10 +46,18 @@ class UpstreamTests(SynchronousTestCase):
         Run it, and read the one line that it prints.
         """
         status, output, errors = self.run_(*arguments)
-        self.assertEqual((0, ""), (status, errors))
+        self.assertEqual((0, ""), (status, errors), output)
         self.assertEqual(1, output.count("\n"))
         figures: dict[str, Any] = json.loads(output)
         return figures
+
+
+class UpstreamTests(ProgramTests):
+    """
+    Tests for C{benchmarks/upstream.py}.
+    """
+
+    program = "upstream.py"
 
     def test_cuts(self) -> None:
         """
@@ -93,3 +103,69 @@ class UpstreamTests(SynchronousTestCase):
         status, output, errors = self.run_("--messages=10", "--deadline=0")
         self.assertEqual((1, ""), (status, output))
         self.assertIn("TimeoutError: not every message was acknowledged", errors)
+
+
+class SoakTests(ProgramTests):
+    """
+    Tests for C{benchmarks/soak.py}.
+    """
+
+    program = "soak.py"
+
+    def test_drainsAndCuts(self) -> None:
+        """
+        With links drained and cut in the midst of messages in both directions,
+        nothing is lost, doubled, unsettled or left open, and all figures are
+        there.  So short a time says nothing about memory.
+        """
+        figures = self.figures("--seconds=3", "--drain-every=0.5", "--cut-every=1", "--growth=1000000")
+        expected = {
+            "links": 4,
+            "lost": 0,
+            "handled_twice": 0,
+            "not_told_delivered": 0,
+            "told_twice": 0,
+            "unsettled": 0,
+            "settled_twice": 0,
+            "not_accepted": 0,
+            "never_received": 0,
+            "stanza_errors": 0,
+            "failures_logged": 0,
+            "sockets_left": 0,
+            "timers_left": 0,
+            "clean_exit": True,
+        }
+        self.assertEqual(expected, {name: figures.get(name) for name in expected})
+        measured = {
+            "seconds",
+            "drains",
+            "cuts",
+            "cuts_while_draining",
+            "upstream",
+            "upstream_per_s",
+            "redelivered",
+            "redelivered_while_or_after_handling",
+            "handlers_failed",
+            "downstream",
+            "downstream_per_s",
+            "resent",
+            "received_again",
+            "most_unanswered",
+            "rss_kb",
+            "longest_pause_upstream_ms",
+            "longest_pause_downstream_ms",
+        }
+        self.assertEqual(measured, set(figures) - set(expected))
+        happened = ("drains", "cuts", "upstream", "downstream", "handlers_failed")
+        self.assertEqual([], [name for name in happened if not figures[name]])
+        self.assertEqual(3, len(figures["rss_kb"]))
+        self.assertEqual({"cut", "drain", "neither"}, set(figures["longest_pause_upstream_ms"]))
+
+    def test_tooLateIsTold(self) -> None:
+        """
+        When the run does not come to its end it says so, shows the app
+        server's log, and fails: here the app server gets no time to log in.
+        """
+        status, output, errors = self.run_("--seconds=0.01", "--deadline=0")
+        self.assertEqual((1, ""), (status, output))
+        self.assertIn("the app server did not log in, or did not last", errors)
