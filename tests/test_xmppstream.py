@@ -35,7 +35,7 @@ class Transport(StringTransport):
         """
         Drop the connection, producer or not.
         """
-        self.aborted = self.disconnecting = True
+        self.disconnected = self.disconnecting = True
 
 
 class FullTests(SynchronousTestCase):
