@@ -23,13 +23,16 @@ from fcmxmpp.interfaces import (
     Arrived,
     DeadLettered,
     HandlingFailed,
+    IDownstreamSender,
     ISessionObserver,
     IUpstreamHandler,
+    LinkDrained,
+    LinkDraining,
     LinkLost,
     LinkReady,
     Repeated,
 )
-from fcmxmpp.messages import MAX_DATA_BYTES, UpstreamMessage
+from fcmxmpp.messages import MAX_DATA_BYTES, DownstreamMessage, UpstreamMessage
 
 
 __all__ = ["Demo"]
@@ -50,6 +53,14 @@ class _NarratedDevice(SimulatedDevice):
     """
 
     say: Callable[[str, str], None]
+    got: Callable[[str, Mapping[str, str]], None]
+
+    def messageReceived(self, message: DownstreamMessage) -> None:
+        """
+        Say so.
+        """
+        self.got(message.message_id or "", message.data)
+        super().messageReceived(message)
 
     def messageStored(self, message_id: str) -> None:
         """
@@ -77,7 +88,11 @@ class _NarratedDevice(SimulatedDevice):
 class Demo(Service):
     """
     The narrator.  It is the handler of the app server as well as its observer.
+
+    @ivar sender: what to send to the device by, to be set before the start.
     """
+
+    sender: IDownstreamSender
 
     def __init__(
         self,
@@ -98,12 +113,15 @@ class Demo(Service):
             embedded.server, embedded.credentials.senderID, "demo-device-token", "org.example.demo"
         )
         self._device.say = self._say
+        self._device.got = self._deviceGot
         self._sent: dict[str, dict[str, str]] = {}
-        self._handled: list[UpstreamMessage] = []
+        self._arrived: list[tuple[str, Mapping[str, str]]] = []
+        self._accepted: set[str] = set()
         self._acknowledged: set[str] = set()
         self._toFail: set[str] = set()
         self._toBreak: set[str] = set()
         self._ready: Deferred[None] = Deferred()
+        self._drained: Deferred[None] = Deferred()
         self._running: Deferred[None] | None = None
 
     def _say(self, who: str, what: str) -> None:
@@ -134,9 +152,23 @@ class Demo(Service):
         """
         Handle a message: compare it with what was sent.
         """
-        self._handled.append(message)
-        same = "unchanged" if message.data == self._sent.get(message.message_id) else "CHANGED"
-        self._say("handler", f"has handled {message.message_id}, its data came {same}")
+        came = self._compare(message.message_id, message.data)
+        self._say("handler", f"has handled {message.message_id}, its data came {came}")
+
+    def _deviceGot(self, message_id: str, data: Mapping[str, str]) -> None:
+        """
+        The device has got a message: compare it with what was sent.
+        """
+        self._say("device", f"has got {message_id}, its data came {self._compare(message_id, data)}")
+
+    def _compare(self, message_id: str, data: Mapping[str, str]) -> str:
+        """
+        A message has arrived.
+
+        @return: how it came.
+        """
+        self._arrived.append((message_id, data))
+        return "unchanged" if data == self._sent.get(message_id) else "CHANGED"
 
     def observed(self, event: AppServerEvent) -> None:
         """
@@ -146,6 +178,11 @@ class Demo(Service):
             self._say("app server", f"is logged in (connection {event.generation})")
             if not self._ready.called:
                 self._ready.callback(None)
+        elif isinstance(event, LinkDraining):
+            self._say("app server", "hears that; it makes another connection, and goes on on both")
+        elif isinstance(event, LinkDrained):
+            self._say("app server", f"sees connection {event.generation} closed, which costs nothing now")
+            self._drained.callback(None)
         elif isinstance(event, LinkLost):
             self._say("app server", f"has no connection: {event.reason}")
         elif isinstance(event, Arrived):
@@ -199,15 +236,19 @@ class Demo(Service):
         await self._message("A handler that fails and then succeeds", "demo-5", {"op": "fail once"})
         self._toBreak.add("demo-6")
         await self._message("A connection that breaks before the ACK", "demo-6", {"op": "break"})
+        await self._answer("The other way: a message to the device", "demo-7", {"text": _TEXT})
+        await self._drain("A connection that the connection server wants to close", "demo-8")
         self._end(self._summary())
 
-    async def _message(self, title: str, message_id: str, data: Mapping[str, str] | None) -> None:
+    async def _message(self, title: str | None, message_id: str, data: Mapping[str, str] | None) -> None:
         """
         Send a message, and wait for what the device is told.
 
+        @param title: none if there is more to it.
         @param data: none to send a message again as it was.
         """
-        self._write(f"{title}")
+        if title is not None:
+            self._write(f"{title}")
         if data is not None:
             self._sent[message_id] = dict(data)
         self._say("device", f"sends {message_id}")
@@ -216,6 +257,38 @@ class Demo(Service):
             await sent.addTimeout(PATIENCE, self._clock)
         except Exception as error:
             self._say("device", f"has NOT heard of {message_id}: {type(error).__name__}")
+        if title is not None:
+            self._write("")
+
+    async def _answer(self, title: str, message_id: str, data: dict[str, str]) -> None:
+        """
+        Send a message to the device, and wait for what the app server is told.
+        """
+        self._write(f"{title}")
+        self._sent[message_id] = data
+        self._say("handler", f"sends {message_id}")
+        message = DownstreamMessage(to=self._device.token, message_id=message_id, data=data)
+        try:
+            await self.sender.send(message).addTimeout(PATIENCE, self._clock)
+            self._acknowledged.add(message_id)
+            self._accepted.add(message_id)
+            self._say("app server", f"has got the ACK for {message_id}")
+        except Exception as error:
+            self._say("app server", f"has NOT got the ACK for {message_id}: {type(error).__name__}")
+        self._write("")
+
+    async def _drain(self, title: str, message_id: str) -> None:
+        """
+        Drain the connection, and send a message meanwhile.
+        """
+        self._write(f"{title}")
+        self._say("connection server", "drains the connection: it says that it will close it")
+        self._embedded.server.drain(1.5)
+        await self._message(None, message_id, {"op": "drain"})
+        try:
+            await self._drained.addTimeout(PATIENCE, self._clock)
+        except Exception as error:
+            self._say("app server", f"has NOT seen it closed: {type(error).__name__}")
         self._write("")
 
     def _summary(self) -> int:
@@ -224,11 +297,10 @@ class Demo(Service):
 
         @return: the exit status.
         """
-        handled = {m.message_id for m in self._handled if m.data == self._sent.get(m.message_id)}
-        delivered = set(self._device.delivered)
-        good = handled & self._acknowledged & delivered
-        lost = len(self._sent) - len(good)
-        twice = len(self._handled) - len({m.message_id for m in self._handled})
+        handled = {message_id for message_id, data in self._arrived if data == self._sent.get(message_id)}
+        told = set(self._device.delivered) | self._accepted
+        lost = len(self._sent) - len(handled & self._acknowledged & told)
+        twice = len(self._arrived) - len({message_id for message_id, _ in self._arrived})
         self._write(
             f"{len(self._sent)} sent, {len(handled)} handled, "
             f"{len(self._acknowledged)} acknowledged, {lost} lost"

@@ -39,6 +39,7 @@ class SimulatedDevice:
     """
     An app on a device.
 
+    @ivar token: its registration token.
     @ivar stored: the C{message_id} of each message that the connection server
         has taken over.
     @ivar delivered: of each that the app server has acknowledged.
@@ -57,6 +58,7 @@ class SimulatedDevice:
         @param category: the app's package name.
         """
         self._server = server
+        self.token = token
         self._device = Device(token, senderID, category, self)
         self._waiting: dict[str, list[Deferred[None]]] = {}
         self._sending: str | None = None

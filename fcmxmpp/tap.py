@@ -230,6 +230,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             f"IDownstreamSender and returns one: {type(error).__name__}: {str(error)[:200]} "
             "(is @implementer(IUpstreamHandler) missing?)"
         )
+    if isinstance(observer, Demo):
+        observer.sender = server
     if settings.sendAPI is None:
         server.setServiceParent(services)
     else:

@@ -415,7 +415,7 @@ class EmbeddedTests(CommandLineCase):
         """
         child = self.twistd("--embedded", "--demo")
         self.assertEqual(0, child.end(), child.err)
-        self.assertTrue(child.out.endswith("\n6 sent, 6 handled, 6 acknowledged, 0 lost\n"), child.out)
+        self.assertTrue(child.out.endswith("\n8 sent, 8 handled, 8 acknowledged, 0 lost\n"), child.out)
         for line in (
             "device +sends demo-1",
             "connection server +has stored demo-1 and passes it on",

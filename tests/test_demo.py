@@ -54,6 +54,7 @@ class DemoTests(SynchronousTestCase):
         spoil(demo)
         network = MemoryNetwork(clock, embedded.server.factory)
         server = AppServer(network, embedded.credentials, demo, clock=clock, observer=demo, random=lambda: 0)
+        demo.sender = server
         demo.startService()
         server.startService()
         network.pump()
@@ -71,7 +72,7 @@ class DemoTests(SynchronousTestCase):
         When all goes well it says so, ends with 0, and has told of each step.
         """
         lines, status = self.run_()
-        self.assertEqual("6 sent, 6 handled, 6 acknowledged, 0 lost", lines[-1])
+        self.assertEqual("8 sent, 8 handled, 8 acknowledged, 0 lost", lines[-1])
         self.assertEqual([0], status)
         told = "\n".join(lines)
         steps = [
@@ -84,7 +85,14 @@ class DemoTests(SynchronousTestCase):
         ]
         places = [told.index(step) for step in steps]
         self.assertEqual(sorted(places), places)
-        for step in ("demo-1 again, which it knows", "FAILS on demo-5", "the connection breaks meanwhile"):
+        for step in (
+            "demo-1 again, which it knows",
+            "FAILS on demo-5",
+            "the connection breaks meanwhile",
+            "device             has got demo-7, its data came unchanged",
+            "app server         has got the ACK for demo-7",
+            "sees connection 2 closed, which costs nothing now",
+        ):
             self.assertIn(step, told)
 
     def test_lost(self) -> None:
@@ -102,7 +110,7 @@ class DemoTests(SynchronousTestCase):
             )
 
         lines, status = self.run_(spoil)
-        self.assertEqual("6 sent, 5 handled, 5 acknowledged, 1 lost", lines[-1])
+        self.assertEqual("8 sent, 7 handled, 7 acknowledged, 1 lost", lines[-1])
         self.assertEqual([1], status)
         self.assertIn("has NOT heard of demo-2", "\n".join(lines))
 
@@ -120,7 +128,7 @@ class DemoTests(SynchronousTestCase):
             )
 
         lines, status = self.run_(spoil)
-        self.assertEqual("6 sent, 5 handled, 6 acknowledged, 1 lost", lines[-1])
+        self.assertEqual("8 sent, 7 handled, 8 acknowledged, 1 lost", lines[-1])
         self.assertEqual([1], status)
         self.assertIn("CHANGED", "\n".join(lines))
 
@@ -134,7 +142,7 @@ class DemoTests(SynchronousTestCase):
             demo._embedded.server.registry = Registry({})
 
         lines, status = self.run_(spoil)
-        self.assertEqual("6 sent, 0 handled, 0 acknowledged, 6 lost", lines[-1])
+        self.assertEqual("8 sent, 0 handled, 0 acknowledged, 8 lost", lines[-1])
         self.assertEqual([1], status)
         self.assertIn("could NOT log in", "\n".join(lines))
 
@@ -155,7 +163,7 @@ class DemoTests(SynchronousTestCase):
 
         lines, status = self.run_(spoil)
         self.assertEqual(
-            ["6 sent, 6 handled, 6 acknowledged, 0 lost", "1 handled twice"],
+            ["8 sent, 8 handled, 8 acknowledged, 0 lost", "1 handled twice"],
             lines[-2:],
         )
         self.assertEqual([1], status)
@@ -173,7 +181,7 @@ class DemoTests(SynchronousTestCase):
             )
 
         lines, status = self.run_(spoil)
-        self.assertIn("6 sent, 5 handled, 5 acknowledged, 1 lost", lines)
+        self.assertIn("8 sent, 7 handled, 7 acknowledged, 1 lost", lines)
         self.assertEqual([1], status)
 
     def test_brokenDemonstration(self) -> None:
