@@ -109,26 +109,25 @@ class Server(ConnectionServer):
     @ivar complete: fires when so many streams are logged in as there are links.
     @ivar upstream: the pauses between ACKs of the app server.
     @ivar downstream: the pauses between answers to it.
-    @ivar accepted: how many of its messages were accepted.
     @ivar mostUnanswered: on one stream, at any time.
     """
 
     def __init__(self, reactor: Any, links: int) -> None:
         super().__init__(Registry({SENDER: SERVER_KEY}), reactor)
-        self._reactor = reactor
         self._links = links
-        self._unanswered: dict[ServerStream, int] = {}
+        self.script.delay(ANSWER_AFTER)
+        # Those that are logged in, the oldest first.
+        self._streams: list[ServerStream] = []
         self.complete: Deferred[None] = Deferred()
         self.upstream, self.downstream = Pauses(), Pauses()
-        self.accepted = 0
         self.mostUnanswered = 0
 
     def ready(self, stream: ServerStream) -> None:
         """
         A stream is logged in.
         """
-        self._unanswered[stream] = 0
-        if len(self._unanswered) == self._links and not self.complete.called:
+        self._streams.append(stream)
+        if len(self._streams) == self._links and not self.complete.called:
             self.complete.callback(None)
         super().ready(stream)
 
@@ -136,7 +135,7 @@ class Server(ConnectionServer):
         """
         A stream is gone.
         """
-        del self._unanswered[stream]
+        self._streams.remove(stream)
         super().lost(stream, unanswered)
 
     def acknowledged(self, stream: ServerStream, message: UpstreamMessage | Receipt) -> None:
@@ -146,32 +145,27 @@ class Server(ConnectionServer):
         self.upstream.progress()
         super().acknowledged(stream, message)
 
-    def accept(self, stream: ServerStream, message: DownstreamMessage) -> Ack | Nack | Deferred[Ack | Nack]:
+    def accept(self, stream: ServerStream, message: DownstreamMessage) -> None:
         """
         The app server sent a message.
         """
-        self._unanswered[stream] += 1
-        self.mostUnanswered = max(self.mostUnanswered, self._unanswered[stream])
-        answer: Deferred[Ack | Nack] = Deferred()
-        answer.addCallback(self._answered, stream)
-        self._reactor.callLater(ANSWER_AFTER, answer.callback, super().accept(stream, message))
-        return answer
+        super().accept(stream, message)
+        assert stream.session is not None
+        self.mostUnanswered = max(self.mostUnanswered, stream.session.owed)
 
-    def _answered(self, answer: Ack | Nack, stream: ServerStream) -> Ack | Nack:
+    def answer(self, stream: ServerStream, answer: Ack | Nack) -> None:
         """
-        It is being answered, if its stream is still there.
+        Answer it, if its stream is still there.
         """
-        if stream in self._unanswered:
-            self._unanswered[stream] -= 1
+        if stream in self._streams:
             self.downstream.progress()
-            self.accepted += isinstance(answer, Ack)
-        return answer
+        super().answer(stream, answer)
 
     def oldest(self) -> ServerStream | None:
         """
         The stream that has been logged in the longest and is not drained yet.
         """
-        return next((s for s in self._unanswered if s.session and s.session.phase is Phase.OPEN), None)
+        return next((s for s in self._streams if s.session and s.session.phase is Phase.OPEN), None)
 
 
 class Phone(SimulatedDevice):
@@ -376,7 +370,7 @@ class Soak:
             self._rss.append(self._application.rss())
         self._end = time.monotonic()
         self.isComplete = True
-        self._counted = (self._server.statistics.acknowledged, self._server.accepted)
+        self._counted = (self._server.statistics.acknowledged, self._server.statistics.accepted)
         await talking
         await self._phones[0].say("stop", STOP)
 

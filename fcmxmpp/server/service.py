@@ -83,12 +83,21 @@ class _Sender:
 class Statistics(Struct):
     """
     What was counted since the start.
+
+    @ivar delivered: upstream messages and receipts, each time they went out.
+    @ivar redelivered: those that a lost stream gave back.
+    @ivar acknowledged: those that app servers acknowledged.
+    @ivar expired: those whose time ran out first.
+    @ivar accepted: downstream messages that were ACKed.
+    @ivar refused: those that were NACKed.
     """
 
     delivered: int = 0
     redelivered: int = 0
     acknowledged: int = 0
     expired: int = 0
+    accepted: int = 0
+    refused: int = 0
 
 
 class _Factory(ServerFactory):
@@ -376,7 +385,7 @@ class ConnectionServer(Service):
         rule = self.script.ruleFor(message) or _NO_RULE
         if rule.drain is not None:
             stream.drain(rule.drain)
-            stream.answer(_nack(message, "CONNECTION_DRAINING", "Send on another connection"))
+            self.answer(stream, _nack(message, "CONNECTION_DRAINING", "Send on another connection"))
             return
         if rule.delay is None:
             return
@@ -390,9 +399,19 @@ class ConnectionServer(Service):
         if rule.delay:
             self._answerLater(rule.delay, stream, answer)
         else:
-            stream.answer(answer)
+            self.answer(stream, answer)
         if device is not None and self._receipts and message.delivery_receipt_requested:
             self._sendReceipt(device, message)
+
+    def answer(self, stream: ServerStream, answer: Ack | Nack) -> None:
+        """
+        Answer a message that came on a stream, if that is still there.
+        """
+        if isinstance(answer, Ack):
+            self.statistics.accepted += 1
+        else:
+            self.statistics.refused += 1
+        stream.answer(answer)
 
     def _answerLater(self, delay: float, stream: ServerStream, answer: Ack | Nack) -> None:
         """
@@ -401,7 +420,7 @@ class ConnectionServer(Service):
 
         def due() -> None:
             self._late.remove(call)
-            stream.answer(answer)
+            self.answer(stream, answer)
 
         call = self._clock.callLater(delay, due)
         self._late.add(call)
