@@ -23,7 +23,7 @@ demo: $(RUNTIME)
 	@$(BIN)/twistd -n --pidfile= --logfile=demo.log fcm-xmpp --embedded --demo
 
 test: $(DEV)
-	@$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/pytest -q -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered
 	@echo 'Core, which has to be at 100 %:'
 	@$(BIN)/coverage report --fail-under=100 \
 		--include='$(subst $(space),$(comma),$(CORE:%=fcmxmpp/%.py))'
