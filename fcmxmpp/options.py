@@ -103,7 +103,7 @@ class Options(usage.Options):
             None,
             None,
             "The connection server: a Twisted client endpoint, such as "
-            "tls:push.example.org:5235 or tls:push.example.org:5235:trustRoots=DIR",
+            "tls:push.example.org:5235 or tls:push.example.org:5235:trustRoots=DIR, with *.pem files in DIR",
         ],
         [
             "handler",
@@ -111,8 +111,8 @@ class Options(usage.Options):
             None,
             "What handles messages: jsonlines (each as a line on standard output), jsonlines:PATH (in a "
             "file), echo (sends them back), webhook:URL (POSTs them), the dotted name of an "
-            "IUpstreamHandler, or that of a callable that takes the IDownstreamSender and returns one  "
-            "[default: jsonlines]",
+            "IUpstreamHandler, or that of a callable that takes the IDownstreamSender and returns one "
+            "(twistd finds its module on PYTHONPATH)  [default: jsonlines]",
         ],
         [
             "webhook-token-file",
@@ -123,14 +123,14 @@ class Options(usage.Options):
         ["connections", None, None, "Links to the connection server to keep open  [default: 1]"],
         ["ack", None, None, f"When to acknowledge: {' or '.join(POLICIES)}  [default: handled]"],
         ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
-        ["handler-tries", None, None, "Tries before a message is put aside  [default: 3]"],
+        ["handler-tries", None, None, "Tries before a message is given up, and acknowledged  [default: 3]"],
         ["grace", None, None, "Seconds that handlers get to end at the stop  [default: 10]"],
         [
             "send-api",
             None,
             None,
             "Serve HTTP for local programs, who can POST /send a downstream message: a Twisted server "
-            "endpoint, such as unix:PATH or tcp:PORT:interface=127.0.0.1",
+            "endpoint, such as unix:PATH, unix:PATH:mode=660 or tcp:PORT:interface=127.0.0.1",
         ],
         [
             "send-api-token-file",
