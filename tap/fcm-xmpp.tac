@@ -8,6 +8,7 @@
 # tried as it is.  Copy it, and put your handler in place of Journal.
 
 import os
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,10 +42,20 @@ class Journal:
 application = Application("fcm-xmpp")
 
 if "FCM_ENDPOINT" in os.environ:
-    endpoint = clientFromString(reactor, os.environ["FCM_ENDPOINT"])
-    key = Path(os.environ["FCM_SERVER_KEY_FILE"]).read_text().splitlines()[0].strip()
+    description = os.environ["FCM_ENDPOINT"]
+    if not description.startswith("tls:"):
+        sys.exit("FCM_ENDPOINT has to begin with tls:, because the server key goes over it")
+    for name in ("FCM_SENDER_ID", "FCM_SERVER_KEY_FILE"):
+        if name not in os.environ:
+            sys.exit(f"FCM_ENDPOINT is set, and {name} is not")
+    endpoint = clientFromString(reactor, description)
+    server = ":".join(description.split(":")[1:3])
+    key = Path(os.environ["FCM_SERVER_KEY_FILE"]).read_text().partition("\n")[0].strip()
+    if not key:
+        sys.exit("the first line of FCM_SERVER_KEY_FILE is empty")
     credentials = Credentials(os.environ["FCM_SENDER_ID"], key)
 else:
+    server = "the embedded server"
     endpoint = EmbeddedConnectionServer(reactor, "123456789")
     endpoint.setServiceParent(application)
     DeviceThatTalks(endpoint, reactor, lambda: str(uuid4())).setServiceParent(application)
@@ -56,4 +67,5 @@ AppServer(
     Journal(),
     clock=reactor,
     policy=Policy(handlerTimeout=30, handlerTries=5),
+    server=server,  # what the log calls it
 ).setServiceParent(application)
