@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from fcmxmpp import __version__
 from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.delivery import MAX_HANDLED, Policy, UpstreamDelivery
@@ -76,6 +77,10 @@ class AppServer(Service):
         """
         if connections < 1:
             raise ValueError("an AppServer needs at least one connection")
+        policy = policy or Policy()
+        self._senderID = credentials.senderID
+        self._server = server
+        self._ack = policy.ack
         self._clock = clock
         self._grace = grace
         self._started = False
@@ -87,7 +92,7 @@ class AppServer(Service):
         verifyObject(IUpstreamHandler, handler)
         self.delivery = UpstreamDelivery(
             IUpstreamHandler(handler),
-            policy or Policy(),
+            policy,
             clock,
             random,
             observe,
@@ -130,6 +135,14 @@ class AppServer(Service):
             raise RuntimeError("an AppServer can be started once; make another one")
         self._started = True
         super().startService()
+        _log.info(
+            "fcmxmpp {version}: sender {senderID}, {links} to {server}, messages are acknowledged when {ack}",
+            version=__version__,
+            senderID=self._senderID,
+            links="1 link" if len(self.links) == 1 else f"{len(self.links)} links",
+            server=self._server,
+            ack=self._ack,
+        )
         self.links[0].start()
 
     def _linkTold(self, event: AppServerEvent) -> None:
@@ -163,6 +176,15 @@ class AppServer(Service):
         # Until here handlers may send.
         await self._sender.stop(max(0.0, deadline - self._clock.seconds()))
         await gatherResults([link.stop() for link in self.links])
+        _log.info(
+            "stopped; upstream: {handled} handled, {deadLetters} dead letters, {malformed} malformed; "
+            "downstream: {accepted} accepted, {failed} not",
+            handled=self.delivery.handled,
+            deadLetters=self.delivery.deadLetters,
+            malformed=self.delivery.malformed,
+            accepted=self._sender.successes,
+            failed=self._sender.failures,
+        )
 
 
 def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:

@@ -140,6 +140,7 @@ class UpstreamDelivery:
     Takes responsibility for what the links bring, by having the application
     handle it.
 
+    @ivar handled: how many messages were handled.
     @ivar malformed: how many payloads could not be decoded.
     @ivar deadLetters: how many messages were put aside.
     """
@@ -198,6 +199,7 @@ class UpstreamDelivery:
         # How many handlers are being called just now: more than one if one
         # has the next message delivered.
         self._calling = 0
+        self.handled = 0
         self.malformed = 0
         self.deadLetters = 0
 
@@ -417,6 +419,7 @@ class UpstreamDelivery:
         The application has handled the message.
         """
         handling.tries += 1
+        self.handled += 1
         if self._toldUnavailable is not None:
             self._toldUnavailable = None
             _log.info("the handler works again")
@@ -455,14 +458,15 @@ class UpstreamDelivery:
 
     def _logFailed(self, handling: _Handling, failure: Failure, delay: float | None) -> None:
         """
-        One failure with its traceback for a message, one line for each more.
+        One failure with its traceback for a message, one line for each more;
+        and no traceback where it would show nothing but ourselves.
         """
         if handling.unavailable:
             self._logUnavailable(failure)
             return
         name = _nameOf(failure)
         then = "no more tries" if delay is None else f"next try in {delay:.1f} s"
-        if handling.tries == 1:
+        if handling.tries == 1 and failure.check(HandlerFailed) is None:
             _log.failure(
                 "the handler failed on {message_id!r}: {name}; {then}",
                 _withoutText(failure),
@@ -472,7 +476,8 @@ class UpstreamDelivery:
             )
         else:
             _log.warn(
-                "the handler failed again on {message_id!r}: {name}; {then}",
+                "the handler failed {again}on {message_id!r}: {name}; {then}",
+                again="again " if handling.tries > 1 else "",
                 message_id=handling.message.message_id[:100],
                 name=name,
                 then=then,
@@ -486,7 +491,7 @@ class UpstreamDelivery:
         if self._toldUnavailable is None or now - self._toldUnavailable >= 60:
             self._toldUnavailable = now
             _log.warn(
-                "the handler cannot work now: {reason}; {count} messages wait for it",
+                "the handler cannot work now: {reason}; messages that wait for it: {count}",
                 reason=str(failure.value),
                 count=len(self._running),
             )
@@ -531,7 +536,7 @@ class UpstreamDelivery:
                 self._endAttempt(handling)
                 _cancel(attempt)
                 self._retryOrPutAside(
-                    handling, Failure(HandlerTimedOut(f"no answer within {self._policy.handlerTimeout:g} s"))
+                    handling, Failure(HandlerTimedOut(f"it took more than {self._policy.handlerTimeout:g} s"))
                 )
         self._setSweep()
 
@@ -700,9 +705,11 @@ def _bug(failure: Failure) -> None:
 
 def _nameOf(failure: Failure) -> str:
     """
-    What kind of error it was.
+    What kind of error it was; or what it says, if that is meant for the log.
     """
     kind = type(failure.value)
+    if failure.check(HandlerFailed) is not None:
+        return str(failure.value) or kind.__name__
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

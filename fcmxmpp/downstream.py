@@ -174,6 +174,9 @@ def _checkSize(message: DownstreamMessage) -> None:
 class DownstreamSender:
     """
     Sends downstream messages over whichever link is the least busy.
+
+    @ivar successes: how many messages were accepted.
+    @ivar failures: how many were not; those that C{send} refused are not counted.
     """
 
     def __init__(
@@ -196,6 +199,8 @@ class DownstreamSender:
         self._observe = observe
         self._limit = limit
         self._count = 0
+        self.successes = 0
+        self.failures = 0
         # All that is not settled, wherever it is.
         self._unsettled: dict[str, _Outgoing] = {}
         self._inFlight = 0
@@ -445,6 +450,10 @@ class DownstreamSender:
         """
         self._forget(outgoing)
         error = outcome if isinstance(outcome, FCMError) else None
+        if error is None:
+            self.successes += 1
+        else:
+            self.failures += 1
         if self._observe is not None:
             seconds = self._clock.seconds() - outgoing.since
             self._observe(Settled(outgoing.message, error, outgoing.tries, seconds))

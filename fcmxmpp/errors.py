@@ -205,6 +205,9 @@ class HandlerFailed(FCMError):
 
     It names the type of the handler's exception and carries its traceback,
     but not its text, because that often quotes the message.
+
+    Handlers may raise it, too.  Then its text is logged, without a traceback,
+    so it must not quote the message.
     """
 
 

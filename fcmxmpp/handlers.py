@@ -135,12 +135,16 @@ class JSONLines:
                 self._rest = self._rest[written:]
                 self._stalled = False
         except OSError as error:
-            raise HandlerUnavailable(f"the output cannot be written: {error.strerror}") from error
+            where = getattr(self._output, "name", None)
+            what = where if isinstance(where, str) else "the output"
+            raise HandlerUnavailable(f"{what} cannot be written: {error.strerror}") from error
 
 
 class AppendedFile(RawIOBase):
     """
     A file that lines are appended to, as an output for L{JSONLines}.
+
+    @ivar name: its path.
 
     It may be rotated: when the path names another file, or none, the next line
     begins in a new one.  A line that has been begun is ended where it is.
@@ -153,7 +157,7 @@ class AppendedFile(RawIOBase):
         @raise OSError: if that is impossible, or if it is not a regular file.
         """
         super().__init__()
-        self._path = path
+        self.name = path
         self._descriptor = -1
         self._identity = (-1, -1)
         self._midLine = False
@@ -165,11 +169,11 @@ class AppendedFile(RawIOBase):
         """
         # O_NONBLOCK, so that a named pipe is refused below, not waited for.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self._path, flags, 0o600)
+        descriptor = os.open(self.name, flags, 0o600)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(0, "not a regular file", self._path)
+                raise OSError(0, "not a regular file", self.name)
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
                 # Somebody died in the midst of a line; its message comes again.
                 os.write(descriptor, b"\n")
@@ -185,7 +189,7 @@ class AppendedFile(RawIOBase):
         Whether the path still names the file that is open.
         """
         try:
-            status = os.stat(self._path)
+            status = os.stat(self.name)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self._identity

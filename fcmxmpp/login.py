@@ -8,8 +8,11 @@ wokkel share state when they are shared.
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Factory
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.words.protocols.jabber import client as jabberclient
 from twisted.words.protocols.jabber import sasl, sasl_mechanisms, xmlstream
 from twisted.words.protocols.jabber.error import StanzaError
@@ -18,6 +21,7 @@ from twisted.words.xish import domish
 from twisted.words.xish.xmlstream import BootstrapMixin
 
 from fcmxmpp.errors import FCMError, LoginRefused, StreamLost
+from fcmxmpp.loopback import isLoopback
 from fcmxmpp.stanza import conditionName
 from fcmxmpp.xmppstream import GCMStream
 
@@ -50,6 +54,24 @@ class Credentials:
         return f"Credentials({self.senderID!r}, <server key>)"
 
 
+class _Exposed(Exception):
+    """
+    The connection goes to another machine, and is not encrypted.
+    """
+
+
+def _isExposed(transport: Any) -> bool:
+    """
+    Whether others can read what is written to a transport.  One that ends on
+    this machine may lead into a tunnel.
+    """
+    # Asked in this order, because TLS has the attributes of what it is over.
+    if isinstance(transport, TLSMemoryBIOProtocol) or getattr(transport, "TLS", True):
+        return False
+    host = getattr(transport.getPeer(), "host", None)
+    return host is not None and not isLoopback(host)
+
+
 class _PlainInitializer(sasl.SASLInitiatingInitializer):
     """
     SASL PLAIN, and no other mechanism: a server key is a password.
@@ -60,7 +82,10 @@ class _PlainInitializer(sasl.SASLInitiatingInitializer):
         Choose PLAIN.
 
         @raise sasl.SASLNoAcceptableMechanism: if it is not offered.
+        @raise _Exposed: if the key would be seen on the way.
         """
+        if _isExposed(self.xmlstream.transport):
+            raise _Exposed
         if "PLAIN" not in sasl.get_mechanisms(self.xmlstream):
             raise sasl.SASLNoAcceptableMechanism
         authenticator = self.xmlstream.authenticator
@@ -162,6 +187,10 @@ def loginError(error: BaseException | None) -> FCMError:
         return LoginRefused(conditionName(error.condition) if error.condition else "no reason given")
     if isinstance(error, sasl.SASLNoAcceptableMechanism):
         return LoginRefused("the server does not offer SASL PLAIN")
+    if isinstance(error, _Exposed):
+        return StreamLost(
+            "the connection is not encrypted, and the key would go over it: use tls:"
+        )
     if isinstance(error, xmlstream.FeatureNotAdvertized):
         return LoginRefused("the server offers no login")
     if isinstance(error, StanzaError):

@@ -12,9 +12,11 @@ import select
 import signal
 import stat
 import sys
+import traceback
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, TextIO
 from uuid import uuid4
 
@@ -34,7 +36,8 @@ from twisted.logger import (
     textFileLogObserver,
 )
 from twisted.python.reflect import namedAny
-from zope.interface import provider
+from zope.interface import Invalid, provider
+from zope.interface.exceptions import DoesNotImplement
 
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
@@ -115,12 +118,25 @@ def _makeHandler(settings: Settings, reactor: Any, services: MultiService) -> An
     if name.startswith("webhook:"):
         return _makeWebhook(settings, reactor, services)
     try:
-        return namedAny(name)
+        found = namedAny(name)
     except Exception as error:
-        die(
-            f"--handler {name} cannot be imported: {type(error).__name__}: {error} "
-            "(twistd does not look in the current directory: set PYTHONPATH)"
-        )
+        known = any(path.name == name.partition(".")[0] for path in iter_modules())
+        hint = "" if known else " (twistd does not look in the current directory: set PYTHONPATH)"
+        die(f"--handler {name} cannot be imported: {type(error).__name__}: {error}{hint}")
+    if IUpstreamHandler.providedBy(found) or not callable(found):
+        return found
+
+    def make(sender: IDownstreamSender) -> Any:
+        try:
+            return found(sender)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            die(
+                f"--handler {name} raised {type(error).__name__}: {error} "
+                f"({os.path.basename(where.filename)}, line {where.lineno})"
+            )
+
+    return make
 
 
 def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
@@ -192,7 +208,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         from twisted.internet import reactor
     settings = options.settings
     services = _InOrder()
-    status = _ExitStatus(reactor)
+    status = _ExitStatus(reactor, settings.grace)
     status.setServiceParent(services)
     endpoint: IStreamClientEndpoint
     handler: Any
@@ -224,11 +240,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             observer=observer,
             server=_hostAndPort(settings.endpoint),
         )
-    except Exception as error:
+    except Invalid as error:
+        found = [error, *getattr(error, "exceptions", ())]
+        undeclared = any(isinstance(each, DoesNotImplement) for each in found)
+        hint = " (is @implementer(IUpstreamHandler) missing?)" if undeclared else ""
         die(
             f"--handler {settings.handler} is neither an IUpstreamHandler nor a callable that takes the "
-            f"IDownstreamSender and returns one: {type(error).__name__}: {str(error)[:200]} "
-            "(is @implementer(IUpstreamHandler) missing?)"
+            f"IDownstreamSender and returns one: {error}{hint}"
         )
     if isinstance(observer, Demo):
         observer.sender = server
@@ -351,8 +369,12 @@ class _ExitStatus(Service):
     everything is closed; a clean stop is meant to be the exit status 0.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, grace: float) -> None:
+        """
+        @param grace: how long the stop may take, to be told.
+        """
         self._reactor = reactor
+        self._grace = grace
         self._stopping = False
         self.status = 0
 
@@ -368,7 +390,20 @@ class _ExitStatus(Service):
         Stop at SIGTERM and SIGINT.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._reactor.callFromThread(self.end, 0))
+            signal.signal(number, lambda got, _: self._reactor.callFromThread(self._signalled, got))
+
+    def _signalled(self, number: int) -> None:
+        """
+        Somebody wants us to stop.
+        """
+        name = signal.Signals(number).name
+        if self._stopping:
+            _log.info("got {name} again: stopping already", name=name)
+        else:
+            _log.info(
+                "got {name}: stopping; what is under way gets up to {grace:g} s", name=name, grace=self._grace
+            )
+            self.end(0)
 
     def end(self, status: int) -> None:
         """

@@ -8,9 +8,11 @@ that the message is handled.  Its body may say what to send in return::
 
 What the answers mean otherwise:
 
-  - 408, 429, 502, 503, 504, or none at all: the message is not at fault, and is
+  - None at all, 408, 429, 502, 503 and 504: the message is not at fault, and is
     tried again for as long as it takes.
-  - Any other, redirects included: a failed try.
+  - The same for redirects, 401, 403, 404 and 405, which say that the URL or the
+    token is wrong: somebody has to put that right.
+  - Any other, such as 400 or 500: a failed try.
 
 HTTPS is verified against the authorities of the system, or those in the file
 that the environment variable C{SSL_CERT_FILE} names.
@@ -33,14 +35,14 @@ from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from fcmxmpp import __version__
-from fcmxmpp.errors import FCMError, HandlerUnavailable, MalformedPayload
+from fcmxmpp.errors import FCMError, HandlerFailed, HandlerUnavailable, MalformedPayload
 from fcmxmpp.handlers import asJSON, sendAndForget
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.loopback import isLoopback
@@ -58,10 +60,10 @@ MAX_ANSWER = 1024 * 1024
 #: Seconds that a request may take, with waiting for its turn.
 TIMEOUT = 30.0
 #: Statuses that say nothing about the message: it waits.
-_LATER = frozenset({408, 429, 502, 503, 504})
+_LATER = frozenset({401, 403, 404, 405, 408, 429, 502, 503, 504, *range(300, 400)})
 
 
-class WebhookRefused(FCMError):
+class WebhookRefused(HandlerFailed):
     """
     The webhook answered with a status that means neither "handled" nor
     "later".
@@ -123,6 +125,14 @@ def checkURL(url: str, withToken: bool = False) -> str:
         raise ValueError("is no URL") from None
 
 
+class _Quiet(_HTTP11ClientFactory):
+    """
+    Connections that are not logged one by one.
+    """
+
+    noisy = False
+
+
 class WebhookConnections(Service):
     """
     Persistent connections to web servers, which are closed when this stops.
@@ -133,6 +143,8 @@ class WebhookConnections(Service):
     def __init__(self, reactor: Any) -> None:
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = WINDOW
+        # The only way to have it quiet; without it there is a line more.
+        self._pool._factory = _Quiet
         # Common servers close theirs after 5 seconds, and a request that
         # crosses that is lost.
         self._pool.cachedConnectionTimeout = 4
@@ -213,13 +225,10 @@ class Webhook:
         finally:
             self._turns.release()
         if status in _LATER:
-            raise HandlerUnavailable(f"the webhook answered {status}")
+            redirect = ", a redirect, which is not followed" if 300 <= status < 400 else ""
+            raise HandlerUnavailable(f"the webhook answered {status}{redirect}")
         if not 200 <= status < 300:
-            redirect = " (a redirect, which is not followed)" if 300 <= status < 400 else ""
-            reason = f"the webhook answered {status}{redirect}"
-            # Of a handler's failure only the type is logged.
-            _log.warn("{reason}, to {message_id!r}", reason=reason, message_id=message.message_id[:100])
-            raise WebhookRefused(reason)
+            raise WebhookRefused(f"the webhook answered {status}")
         if answer:
             self._sendAnswer(answer, message)
 
@@ -260,8 +269,14 @@ class Webhook:
             )
             return response.code, b""
         (kind,) = response.headers.getRawHeaders("Content-Type", [""])[-1:]
-        isJSON = kind.partition(";")[0].strip().lower() == "application/json"
-        return response.code, answer if isJSON else b""
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            if answer.strip() and 200 <= response.code < 300:
+                _log.warn(
+                    "the webhook's answer to {message_id!r} is ignored: its Content-Type is not application/json",
+                    message_id=message_id[:100],
+                )
+            return response.code, b""
+        return response.code, answer
 
     async def _inTime(self, result: Deferred[_T], deadline: float) -> _T:
         """

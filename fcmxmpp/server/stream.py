@@ -148,11 +148,22 @@ class ServerStream(GCMStream):
         self._timer: IDelayedCall | None = None
         self._draining: IDelayedCall | None = None
         self._domain = "gcm.googleapis.com"
+        # Who the client says that it is, as far as that may be logged.
+        self._claimed = "an unknown sender"
 
     @property
     def address(self) -> str:
         """
-        Where the client is.
+        Where the client is, with its port.
+        """
+        port = getattr(self.transport.getPeer(), "port", None)
+        host = f"[{self.host}]" if ":" in self.host and port is not None else self.host
+        return host if port is None else f"{host}:{port}"
+
+    @property
+    def host(self) -> str:
+        """
+        Which machine the client is on.
         """
         peer = self.transport.getPeer()
         return getattr(peer, "host", None) or str(peer)
@@ -238,12 +249,14 @@ class ServerStream(GCMStream):
         except (binascii.Error, ValueError):
             self._saslFailure("malformed-request")
             return
-        if self._routes.guard.isBusy(self.address, self.clock.seconds()):
+        if self._routes.guard.isBusy(self.host, self.clock.seconds()):
             _log.info("too many logins from {address} are being refused", address=self.address)
             self.sendStreamError(StreamError("policy-violation"))
             return
         senderID = authcid.partition("@")[0]
         actsFor = authzid.partition("@")[0]
+        if senderID.isascii() and senderID.isdigit() and len(senderID) <= 20:
+            self._claimed = f"sender {senderID}"
         allowed = self._routes.registry.mayLogIn(senderID, key)
         if not allowed or actsFor not in ("", senderID):
             self._refuseLogin()
@@ -258,7 +271,7 @@ class ServerStream(GCMStream):
         """
         Say no, always in the same words, and later each time.
         """
-        delay = self._routes.guard.refuse(self.address, self.clock.seconds())
+        delay = self._routes.guard.refuse(self.host, self.clock.seconds())
         self._await = _ignore
         self._cancelTimer()
         self._timer = self.clock.callLater(delay, self._saslFailure, "not-authorized")
@@ -268,7 +281,12 @@ class ServerStream(GCMStream):
         End the login.
         """
         self._await = _ignore
-        _log.info("refused a login from {address}: {condition}", address=self.address, condition=condition)
+        _log.info(
+            "refused a login of {claimed} from {address}: {condition}",
+            claimed=self._claimed,
+            address=self.address,
+            condition=condition,
+        )
         self.write(f'<failure xmlns="{_NS_SASL}"><{condition}/></failure>'.encode())
         self.close()
 
