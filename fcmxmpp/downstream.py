@@ -457,10 +457,12 @@ class DownstreamSender:
         if self._observe is not None:
             seconds = self._clock.seconds() - outgoing.since
             self._observe(Settled(outgoing.message, error, outgoing.tries, seconds))
-        if isinstance(outcome, FCMError):
-            outgoing.result.errback(outcome)
-        else:
-            outgoing.result.callback(outcome)
+        # Whoever was told may have cancelled it.
+        if not outgoing.result.called:
+            if isinstance(outcome, FCMError):
+                outgoing.result.errback(outcome)
+            else:
+                outgoing.result.callback(outcome)
         self._noteIdle()
 
     def _expire(self, outgoing: _Outgoing) -> None:

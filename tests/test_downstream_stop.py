@@ -5,6 +5,7 @@ Tests for L{fcmxmpp.downstream}: how messages are cancelled, and how it stops.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import capturedLogs
@@ -839,3 +840,23 @@ class ReentrancyTests(DownstreamCase):
         harness.nack("CONNECTION_DRAINING", "m-2")
         self.assertIs(Stopped, harness.outcome("m-2"))
         self.assertEqual((0, 0, 0, 0, 0), harness.leftovers)
+
+    def test_observerCancelsSettled(self) -> None:
+        """
+        It may cancel even the message that it is being told the outcome of,
+        however that came: the sender goes on to settle the others.
+        """
+        for way, end in self.ways():
+            harness = self.full()
+            observed = harness.observer.observed
+
+            def react(event: AppServerEvent, harness: Harness = harness, observed: Any = observed) -> None:
+                observed(event)
+                if isinstance(event, Settled) and event.message.message_id == "x":
+                    harness.results["x"].cancel()
+
+            self.patch(harness.sender, "_observe", react)
+            end(harness)
+            self.assertIs(CancelledError, harness.outcome("x"), way)
+            self.successResultOf(harness.stop())
+            self.assertEqual((0, 0, 0, 0, 0), harness.leftovers, way)
