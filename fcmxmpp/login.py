@@ -188,9 +188,7 @@ def loginError(error: BaseException | None) -> FCMError:
     if isinstance(error, sasl.SASLNoAcceptableMechanism):
         return LoginRefused("the server does not offer SASL PLAIN")
     if isinstance(error, _Exposed):
-        return StreamLost(
-            "the connection is not encrypted, and the key would go over it: use tls:"
-        )
+        return StreamLost("the connection is not encrypted, and the key would go over it: use tls:")
     if isinstance(error, xmlstream.FeatureNotAdvertized):
         return LoginRefused("the server offers no login")
     if isinstance(error, StanzaError):

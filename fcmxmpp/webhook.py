@@ -31,9 +31,16 @@ from service_identity import VerificationError
 from treq.client import HTTPClient
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
-from twisted.internet.interfaces import IConsumer
+from twisted.internet.interfaces import (
+    IConsumer,
+    IDelayedCall,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
 from twisted.web.http import PotentialDataLoss
@@ -59,6 +66,9 @@ _T = TypeVar("_T")
 MAX_ANSWER = 1024 * 1024
 #: Seconds that a request may take, with waiting for its turn.
 TIMEOUT = 30.0
+#: Seconds that a connection may take to be closed: over TLS its peer has to
+#: agree, and Twisted waits for that for ever.
+CLOSE_PATIENCE = 3.0
 #: Statuses that say nothing about the message: it waits.
 _LATER = frozenset({401, 403, 404, 405, 408, 429, 502, 503, 504, *range(300, 400)})
 
@@ -133,6 +143,75 @@ class _Quiet(_HTTP11ClientFactory):
     noisy = False
 
 
+class _Connection(ProtocolWrapper):
+    """
+    A connection that ends when it is to end, whatever its peer does.
+    """
+
+    _closing: IDelayedCall | None = None
+
+    def loseConnection(self) -> None:
+        """
+        Close it, by force if its peer does not agree.
+        """
+        super().loseConnection()
+        if self._closing is None and self.wrappedProtocol is not None:
+            transport: Any = self.transport
+            self._closing = self.factory.clock.callLater(CLOSE_PATIENCE, transport.abortConnection)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        It is gone.
+        """
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
+        super().connectionLost(reason)
+
+
+class _Connecting(WrappingFactory):
+    """
+    Builds the one connection of an attempt to connect.
+    """
+
+    noisy = False
+    protocol = _Connection
+
+    def __init__(self, wrapped: IProtocolFactory, clock: IReactorTime) -> None:
+        super().__init__(wrapped)
+        self.clock = clock
+
+
+@implementer(IStreamClientEndpoint)
+class _Endpoint:
+    """
+    An endpoint whose connections end when they are to end.
+    """
+
+    def __init__(self, endpoint: IStreamClientEndpoint, clock: IReactorTime) -> None:
+        self._endpoint = endpoint
+        self._clock = clock
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """
+        Connect.
+        """
+        connecting: Deferred[Any] = self._endpoint.connect(_Connecting(protocolFactory, self._clock))
+        return connecting.addCallback(lambda connection: connection.wrappedProtocol)
+
+
+class _Pool(HTTPConnectionPool):
+    """
+    The connections that are open.
+    """
+
+    def getConnection(self, key: object, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
+        """
+        One that is free, or a new one.
+        """
+        connection: Deferred[Any] = super().getConnection(key, _Endpoint(endpoint, self._reactor))
+        return connection
+
+
 class WebhookConnections(Service):
     """
     Persistent connections to web servers, which are closed when this stops.
@@ -141,7 +220,7 @@ class WebhookConnections(Service):
     """
 
     def __init__(self, reactor: Any) -> None:
-        self._pool = HTTPConnectionPool(reactor)
+        self._pool = _Pool(reactor)
         self._pool.maxPersistentPerHost = WINDOW
         # The only way to have it quiet; without it there is a line more.
         self._pool._factory = _Quiet
@@ -272,7 +351,8 @@ class Webhook:
         if kind.partition(";")[0].strip().lower() != "application/json":
             if answer.strip() and 200 <= response.code < 300:
                 _log.warn(
-                    "the webhook's answer to {message_id!r} is ignored: its Content-Type is not application/json",
+                    "the webhook's answer to {message_id!r} is ignored: "
+                    "its Content-Type is not application/json",
                     message_id=message_id[:100],
                 )
             return response.code, b""

@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from service_identity import VerificationError
 from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import ConnectionRefusedError, DNSLookupError
+from twisted.internet.error import ConnectionAborted, ConnectionRefusedError, DNSLookupError
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -32,7 +32,15 @@ from fcmxmpp.errors import HandlerUnavailable, Nacked
 from fcmxmpp.handlers import asJSON
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
-from fcmxmpp.webhook import MAX_ANSWER, Webhook, WebhookConnections, WebhookRefused, checkURL
+from fcmxmpp.webhook import (
+    CLOSE_PATIENCE,
+    MAX_ANSWER,
+    TIMEOUT,
+    Webhook,
+    WebhookConnections,
+    WebhookRefused,
+    checkURL,
+)
 
 
 URL = "http://localhost:8000/in?key=secret-of-url"
@@ -564,6 +572,25 @@ class URLTests(WebhookCase):
         self.assertEqual([], self.logged(self.made, "https://hook.example.org/"))
 
 
+class Stubborn(FakeTransport):
+    """
+    A connection that waits for its peer when it is to be closed, in vain.
+    """
+
+    def loseConnection(self) -> None:
+        """
+        Wait.
+        """
+
+    def abortConnection(self) -> None:
+        """
+        End it.
+        """
+        super().abortConnection()
+        self.disconnected = True
+        self.protocol.connectionLost(Failure(ConnectionAborted()))
+
+
 class ConnectionsTests(SynchronousTestCase):
     """
     L{WebhookConnections} keeps connections.
@@ -586,6 +613,51 @@ class ConnectionsTests(SynchronousTestCase):
         self.pump.flush()
         self.successResultOf(stopped)
         self.assertEqual([], reactor.getDelayedCalls())
+
+    def test_stopUnanswered(self) -> None:
+        """
+        One whose peer does not have it closed, as TLS can if the web server
+        hangs, is dropped, so that the stop comes to its end.
+        """
+        reactor = MemoryReactorClock()
+        connections = WebhookConnections(reactor)
+        connections.startService()
+        handler = Webhook("http://127.0.0.1:8000/", Sender(), connections.agent, reactor)
+        end = self.hanging(handler, reactor, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        stopped = connections.stopService()
+        self.assertNoResult(stopped)
+        reactor.advance(CLOSE_PATIENCE)
+        self.assertTrue(end.disconnected)
+        self.successResultOf(stopped)
+        self.assertEqual([], reactor.getDelayedCalls())
+
+    def test_bodyHangs(self) -> None:
+        """
+        Nor does such a peer keep a connection whose answer was not waited for
+        any more, be it the whole answer or its rest.
+        """
+        for begun in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{"):
+            reactor = MemoryReactorClock()
+            connections = WebhookConnections(reactor)
+            handler = Webhook("http://127.0.0.1:8000/", Sender(), connections.agent, reactor)
+            end = self.hanging(handler, reactor, begun)
+            reactor.advance(TIMEOUT)
+            reactor.advance(CLOSE_PATIENCE)
+            self.assertTrue(end.disconnected)
+            self.assertEqual([], reactor.getDelayedCalls())
+
+    def hanging(self, handler: Webhook, reactor: MemoryReactorClock, answer: bytes) -> Stubborn:
+        """
+        Have a message POSTed, and so much answered.
+
+        @return: the end of that connection, which only an abort closes.
+        """
+        handler.messageReceived(message()).addErrback(lambda f: f.trap(HandlerUnavailable))
+        client = reactor.tcpClients[0][2].buildProtocol(None)
+        end = Stubborn(client, isServer=False)
+        client.makeConnection(end)
+        client.dataReceived(answer)
+        return end
 
     def answeredBy(self, handler: Webhook, reactor: MemoryReactorClock) -> Deferred[None]:
         """
