@@ -13,7 +13,8 @@ from xml.sax.saxutils import escape
 from msgspec import Struct
 from twisted.words.xish import domish
 
-from fcmxmpp.elementstream import NS_GCM, GCMStanza
+from fcmxmpp.elementstream import MAX_STANZA_BYTES, NS_GCM, GCMStanza
+from fcmxmpp.errors import NotSendable
 from fcmxmpp.messages import FromAppServer, FromConnectionServer, Receipt, UpstreamMessage
 from fcmxmpp.payload import encode
 
@@ -55,15 +56,22 @@ def clientStanza(message: FromAppServer) -> bytes:
 
     The stanza's C{id} repeats the C{message_id} where that is short and needs
     no care, because a stanza error may echo nothing else.
+
+    @raise NotSendable: if it has become what cannot be sent since it was
+        checked.
     """
     stanzaID = message.message_id or ""
     plain = stanzaID.isascii() and stanzaID.replace("-", "").replace("_", "").isalnum()
     if not plain or len(stanzaID) > MAX_ID:
         stanzaID = ""
-    return b'<message id="%b"><gcm xmlns="google:mobile:data">%b</gcm></message>' % (
+    stanza = b'<message id="%b"><gcm xmlns="google:mobile:data">%b</gcm></message>' % (
         stanzaID.encode("ascii"),
         encode(message),
     )
+    if len(stanza) > MAX_STANZA_BYTES:
+        # It would end the stream, and each that it is sent on again.
+        raise NotSendable("message", "must not be larger than a stanza may be")
+    return stanza
 
 
 def serverStanza(message: FromConnectionServer, to: str = "") -> bytes:

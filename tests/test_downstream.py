@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, eventAsJSON, eventAsText
 
 from fcmxmpp.downstream import DownstreamSender
-from fcmxmpp.elementstream import GCMStanza
+from fcmxmpp.elementstream import MAX_STANZA_BYTES, GCMStanza
 from fcmxmpp.errors import Nacked, NotSendable, QueueFull, Stopped
 from fcmxmpp.interfaces import Sent, Settled
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Notification
@@ -639,6 +639,19 @@ class NotSendableTests(DownstreamCase):
         harness.send(message)
         self.assertEqual([message], harness.messages())
         self.assertEqual(1, len(harness.script.streams))
+
+    def test_grown(self) -> None:
+        """
+        One whose data have become larger than a stanza may be fails likewise;
+        it would end each stream that it is sent on, and keep back the others.
+        """
+        harness = self.makeSender(links=0)
+        data = {"k": "v"}
+        harness.send(to("m-1", data=data), "m-2")
+        data["k"] = "x" * MAX_STANZA_BYTES
+        harness.connect()
+        self.assertEqual(["m-2"], harness.sent())
+        self.assertIs(NotSendable, harness.outcome("m-1"))
 
     def test_changed(self) -> None:
         """
