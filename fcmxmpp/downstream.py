@@ -211,6 +211,8 @@ class DownstreamSender:
         self._again: list[_Outgoing] = []
         self._lanes: dict[str | None, _SlowLane] = {}
         self._links: list[FCMClientProtocol] = []
+        # Whether there has ever been one.
+        self._wasReady = False
         self._filling = False
         self._sweep: IDelayedCall | None = None
         # The end of the grace period, once there is one.
@@ -548,7 +550,8 @@ class DownstreamSender:
         self._stopLate()
         # Whoever these were in the way of may go now.
         self._fill()
-        if self._unsettled and (self._links or self._inFlight) and grace > 0:
+        # Between two links as well: the next one may be logging in.
+        if self._unsettled and self._wasReady and grace > 0:
             self._idle = Deferred()
             try:
                 await self._idle.addTimeout(grace, self._clock)
@@ -574,6 +577,7 @@ class DownstreamSender:
         """
         See L{ISettles.linkReady}.
         """
+        self._wasReady = True
         self._links.append(protocol)
         self._fill()
 

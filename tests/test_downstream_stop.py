@@ -536,7 +536,7 @@ class GraceTests(DownstreamCase):
 
     def test_noLinks(self) -> None:
         """
-        Without a link it does not wait.
+        Without ever having had a link it does not wait.
         """
         harness = self.makeSender(links=0)
         harness.send("m-1")
@@ -570,6 +570,24 @@ class GraceTests(DownstreamCase):
         self.assertEqual(["m-1"] * 2, harness.sent())
         harness.ack("m-1")
         self.successResultOf(stopped)
+
+    def test_betweenLinks(self) -> None:
+        """
+        The same where the stop comes while there is no link: after a loss, and
+        in the overlap of a drain with nothing unanswered.
+        """
+        for lose in (Harness.drain, lambda harness: harness.network.cut()):
+            harness = self.makeSender()
+            harness.network.hold = True
+            lose(harness)
+            harness.send("m-1")
+            stopped = harness.stop(10)
+            self.assertNoResult(stopped)
+            harness.network.release()
+            self.assertEqual(["m-1"], harness.sent())
+            harness.ack("m-1")
+            self.successResultOf(stopped)
+            self.assertIs(Ack, harness.outcome("m-1"))
 
     def test_expires(self) -> None:
         """
