@@ -387,6 +387,16 @@ class SASLTests(StreamCase):
         self.assertEqual(SUCCESS, harness.send(b'<response xmlns="%b">%b</response>' % (NS_SASL, plain())))
         self.assertEqual(header(2) + FEATURES, harness.send(OPEN))
 
+    def test_challengedOnce(self) -> None:
+        """
+        It is asked once, so that a client that never reads cannot have answers
+        pile up before it has logged in.
+        """
+        harness, _ = self.attempt(auth(b""))
+        answer = harness.send(auth(b""))
+        self.assertIn(b"<malformed-request/>", answer)
+        self.assertTrue(harness.closing)
+
     def test_badResponse(self) -> None:
         """
         Asked for or not, what is no login is refused as such.

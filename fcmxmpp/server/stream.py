@@ -141,6 +141,8 @@ class ServerStream(GCMStream):
     resource: str | None = None
     session: Session | None = None
 
+    _challenged = False
+
     def __init__(self, routes: IRoutes, clock: IReactorTime) -> None:
         super().__init__(_Passive(), clock)
         self._routes = routes
@@ -241,7 +243,9 @@ class ServerStream(GCMStream):
             return
         # Line breaks are in the documentation's own sample.
         encoded = "".join(str(element).split())
-        if element.name == "auth" and not encoded:
+        if element.name == "auth" and not encoded and not self._challenged:
+            # Once: what those write who have not logged in is not to pile up.
+            self._challenged = True
             self.write(f'<challenge xmlns="{_NS_SASL}"/>'.encode())
             return
         try:
