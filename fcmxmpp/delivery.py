@@ -448,7 +448,7 @@ class UpstreamDelivery:
             self._observe(HandlingFailed(message, handling.tries, delay))
         if delay is None:
             self._remember(message.key)
-            reason = f"the handler failed {handling.tries} times, last with {_nameOf(failure)}"
+            reason = f"the handler failed {handling.tries} times, last: {_nameOf(failure)}"
             self._deadLetter(message.message_id, message.from_, reason)
             self._finish(handling)
         elif self._stopping:
