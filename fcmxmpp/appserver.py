@@ -69,7 +69,8 @@ class AppServer(Service):
             object, to send by, and returns the handler.
         @param clock: the reactor.
         @param connections: how many links to keep open.
-        @param grace: seconds that handlers get to end at the stop.
+        @param grace: seconds that the handlers that run, and the answers to what was
+            sent, get at the stop.
         @param random: gives a number from 0 to 1, for jitter.
         @param server: what the log calls the connection server, such as
             C{"push.example.org:5235"}; never with a secret in it.

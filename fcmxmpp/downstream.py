@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from msgspec import structs
@@ -39,6 +39,7 @@ from fcmxmpp.errors import (
     Nacked,
     NotSendable,
     QueueFull,
+    StillUnanswered,
     Stopped,
 )
 from fcmxmpp.interfaces import AppServerEvent, IDownstreamSender, Refused, Sent, Settled
@@ -56,6 +57,8 @@ MAX_QUEUE = 10_000
 NOW = 1.0
 #: Seconds between looks for messages whose time has run out, at least.
 SWEEP = 1.0
+#: The part of the limit, one in so many, that may wait for one slow target.
+LANE_SHARE = 10
 #: Up to how many characters of C{to} or C{condition} a message that is good
 #: fits into a stanza for sure, so that it need not be measured.
 _SHORT_TARGET = 1024
@@ -120,14 +123,17 @@ class _Outgoing:
         return self.message.to or self.message.condition
 
 
-def _takeOut(waiting: list[_Outgoing], outgoing: _Outgoing) -> None:
+def _takeOut(waiting: list[_Outgoing], outgoing: _Outgoing) -> bool:
     """
-    Take a message out of a list that is in the order of sending, if it is
-    there.
+    Take a message out of a list that is in the order of sending.
+
+    @return: whether it was there.
     """
     place = bisect_left(waiting, outgoing)
-    if place < len(waiting) and waiting[place] is outgoing:
+    found = place < len(waiting) and waiting[place] is outgoing
+    if found:
         del waiting[place]
+    return found
 
 
 class _SlowLane:
@@ -148,13 +154,6 @@ class _SlowLane:
         self.pause: IDelayedCall | None = None
         self.busy: _Outgoing | None = None
         self.waiting: list[_Outgoing] = []
-
-    def add(self, outgoing: _Outgoing) -> None:
-        """
-        Have a message wait in its place.
-        """
-        insort(self.waiting, outgoing)
-        outgoing.lane = self
 
 
 def _checkSize(message: DownstreamMessage) -> None:
@@ -210,6 +209,8 @@ class DownstreamSender:
         self._queue: OrderedDict[str, _Outgoing] = OrderedDict()
         self._again: list[_Outgoing] = []
         self._lanes: dict[str | None, _SlowLane] = {}
+        # How many wait in them.
+        self._slowed = 0
         self._links: list[FCMClientProtocol] = []
         # Whether there has ever been one.
         self._wasReady = False
@@ -234,10 +235,9 @@ class DownstreamSender:
             message_id = message.message_id
             assert message_id is not None
             if message_id in self._unsettled:
-                raise NotSendable("message_id", "a message with this message_id is still unanswered")
+                raise StillUnanswered
             _checkSize(message)
-            if len(self._unsettled) - self._inFlight >= self._limit:
-                raise QueueFull(f"{self._limit} messages wait already")
+            self._checkRoom(message)
         except FCMError:
             return fail(Failure())
         result: Deferred[Ack] = Deferred(partial(self._withdraw, message_id))
@@ -249,6 +249,24 @@ class DownstreamSender:
         if not (outgoing.inFlight or result.called):
             self._noteWaiting(outgoing)
         return result
+
+    def _checkRoom(self, message: DownstreamMessage) -> None:
+        """
+        Check that one more message may wait.  What waits for slow targets takes
+        no place from the others.
+
+        @raise QueueFull: if it may not.
+        """
+        if len(self._unsettled) - self._inFlight - self._slowed >= self._limit:
+            raise QueueFull(f"{self._limit} messages wait already")
+        if self._lanes:
+            lane = self._lanes.get(message.to or message.condition)
+            if lane is not None and (
+                len(lane.waiting) >= self._limit // LANE_SHARE or self._slowed >= self._limit
+            ):
+                raise QueueFull(
+                    "this device or topic gets more than it may, and too much waits for it already"
+                )
 
     def _withdraw(self, message_id: str, result: Deferred[Ack]) -> None:
         """
@@ -311,9 +329,8 @@ class DownstreamSender:
         if self._lanes and outgoing.lane is None:
             lane = self._lanes.get(outgoing.target)
             if lane is not None:
-                lane.add(outgoing)
-                if self._comesTooLate(outgoing):
-                    self._stopOne(outgoing)
+                self._slow(lane, outgoing)
+                self._stopLate([outgoing])
                 return
         message = outgoing.message
         if message.time_to_live and now - outgoing.since >= 1:
@@ -369,7 +386,8 @@ class DownstreamSender:
             outgoing.refusals += 1
             delay = nackDelay(outgoing.refusals, self._random())
             outgoing.delayed = self._clock.callLater(delay, self._retry, outgoing)
-        self._stopLate()
+        # Its lane may have got a pause that is longer than the grace.
+        self._stopLate([outgoing] if outgoing.lane is None else [outgoing, *outgoing.lane.waiting])
         if not outgoing.result.called:
             self._noteWaiting(outgoing)
             if self._observe is not None:
@@ -385,6 +403,14 @@ class DownstreamSender:
 
     # Targets that got too much.
 
+    def _slow(self, lane: _SlowLane, outgoing: _Outgoing) -> None:
+        """
+        Have a message wait in its place.
+        """
+        insort(lane.waiting, outgoing)
+        outgoing.lane = lane
+        self._slowed += 1
+
     def _slowDown(self, outgoing: _Outgoing) -> float:
         """
         A device or topic got too much.
@@ -395,7 +421,7 @@ class DownstreamSender:
         lane = self._lanes.setdefault(target, _SlowLane())
         if lane.busy is outgoing:
             lane.busy = None
-        lane.add(outgoing)
+        self._slow(lane, outgoing)
         if lane.pause is None:
             # Of a hundred in flight, the first says it all.
             lane.refusals += 1
@@ -419,6 +445,7 @@ class DownstreamSender:
             return
         if lane.waiting:
             lane.busy = lane.waiting.pop(0)
+            self._slowed -= 1
             insort(self._again, lane.busy)
         else:
             del self._lanes[target]
@@ -441,7 +468,7 @@ class DownstreamSender:
         _takeOut(self._again, outgoing)
         lane = outgoing.lane
         if lane is not None:
-            _takeOut(lane.waiting, outgoing)
+            self._slowed -= _takeOut(lane.waiting, outgoing)
             if lane.busy is outgoing:
                 lane.busy = None
                 self._advance(lane, outgoing.target)
@@ -521,13 +548,13 @@ class DownstreamSender:
             pause = lane.pause
         return pause is not None and pause.getTime() > self._deadline
 
-    def _stopLate(self) -> None:
+    def _stopLate(self, outgoings: Iterable[_Outgoing]) -> None:
         """
-        If there is a grace period, give up what can be sent only when it is
-        over, so that nobody waits for that.
+        If there is a grace period, give up those of some messages that can be
+        sent only when it is over, so that nobody waits for that.
         """
         if self._deadline is not None:
-            for outgoing in list(self._unsettled.values()):
+            for outgoing in list(outgoings):
                 if self._comesTooLate(outgoing) and not outgoing.result.called:
                     self._stopOne(outgoing)
 
@@ -547,7 +574,7 @@ class DownstreamSender:
         if self._deadline is not None:
             return
         self._deadline = self._clock.seconds() + grace
-        self._stopLate()
+        self._stopLate(self._unsettled.values())
         # Whoever these were in the way of may go now.
         self._fill()
         # Between two links as well: the next one may be logging in.
@@ -570,6 +597,7 @@ class DownstreamSender:
                 call.cancel()
         self._sweep = None
         self._lanes.clear()
+        self._slowed = 0
 
     # What the links tell: see ISettles.
 

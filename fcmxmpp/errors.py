@@ -23,6 +23,7 @@ __all__ = [
     "Nacked",
     "NotSendable",
     "QueueFull",
+    "StillUnanswered",
     "Stopped",
     "StreamLost",
 ]
@@ -68,6 +69,15 @@ class NotSendable(FCMError):
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+class StillUnanswered(NotSendable):
+    """
+    A message with this C{message_id} has been sent and not been answered yet.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("message_id", "must not be that of a message that is still unanswered")
 
 
 #: The codes after which the same message may be sent again (docs/protocol.md 4.3).

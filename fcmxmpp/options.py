@@ -124,7 +124,12 @@ class Options(usage.Options):
         ["ack", None, None, f"When to acknowledge: {' or '.join(POLICIES)}  [default: handled]"],
         ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
         ["handler-tries", None, None, "Tries before a message is given up, and acknowledged  [default: 3]"],
-        ["grace", None, None, "Seconds that handlers get to end at the stop  [default: 10]"],
+        [
+            "grace",
+            None,
+            None,
+            "Seconds that handlers, and the answers to what was sent, get at the stop  [default: 10]",
+        ],
         [
             "send-api",
             None,

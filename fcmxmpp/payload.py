@@ -34,7 +34,14 @@ from fcmxmpp.messages import (
 )
 
 
-__all__ = ["MAX_TEXT", "decodeDownstream", "decodeFromAppServer", "decodeFromConnectionServer", "encode"]
+__all__ = [
+    "MAX_TEXT",
+    "decodeDownstream",
+    "decodeFromAppServer",
+    "decodeFromConnectionServer",
+    "encode",
+    "unknownFields",
+]
 
 #: Characters of JSON that are looked at; a longer text is malformed.
 MAX_TEXT = 65_536
@@ -147,6 +154,17 @@ def decodeDownstream(text: str) -> DownstreamMessage:
         return _unambiguous(text, _decodeDownstream(text))
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         return _withNumericTTL(text, error)
+
+
+def unknownFields(text: str) -> list[str]:
+    """
+    The fields of a downstream message that mean nothing.  On the wire they are
+    ignored; whoever writes one by hand may want to know.
+
+    @param text: what L{decodeDownstream} has read.
+    """
+    known = DownstreamMessage.__struct_encode_fields__
+    return [field for field in msgspec.json.decode(text) if field not in known]
 
 
 def _withNumericTTL(text: str, error: Exception) -> DownstreamMessage:

@@ -13,14 +13,16 @@ known that there will be none::
                   "permanent": true, "token_gone": true}}
     422 {"nack": {"error": "INVALID_TTL", "message_id": "1",
                   "permanent": true, "token_gone": false}}
+    409 {"error": {"field": "message_id", "reason": "...", "message_id": "1"}}
     503 {"error": {"reason": "10000 messages wait already", "message_id": "1"}}
     504 {"error": {"reason": "the time_to_live is over", "message_id": "1"}}
     400 {"error": {"field": "to", "reason": "must not be empty", "message_id": "1"}}
 
 A C{registration_id} in an C{ack} or a C{nack} is to be stored in place of the
 old token.  After 410 the token is to be deleted, and what got a 422 never
-succeeds.  After 503, which may have a C{nack} as well, the same message may be
-sent again; after 504 somebody has to know whether a second one would do harm.
+succeeds.  409 means that the same message is on its way: ask again when it had
+the time to be answered.  After 503 the same message may be sent again; after
+504 somebody has to know whether a second one would do harm.
 All other statuses come with an C{error}, and mean that the request is wrong.
 
 Hanging up withdraws the message, if it has not been sent yet.
@@ -67,11 +69,12 @@ from fcmxmpp.errors import (
     Nacked,
     NotSendable,
     QueueFull,
+    StillUnanswered,
 )
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.loopback import isLoopback
 from fcmxmpp.messages import DownstreamMessage
-from fcmxmpp.payload import decodeDownstream
+from fcmxmpp.payload import decodeDownstream, unknownFields
 
 
 __all__ = ["SendAPI", "SendResource", "isLocal", "listener"]
@@ -84,8 +87,10 @@ MAX_BODY = 64 * 1024
 #: Bytes of a longer one that are read, so that its sender gets to the answer.
 _MAX_READ = 1024 * 1024
 _TOO_LONG = f"a message has at most {MAX_BODY} bytes"
-#: Seconds that a connection may be silent, unless it waits for our answer.
+#: Seconds that a client has for a request, and between two.
 IDLE = 60.0
+#: How many clients may be connected.
+MAX_CLIENTS = 1000
 #: Seconds that clients get at the stop to read their answers.
 PATIENCE = 3.0
 
@@ -229,6 +234,9 @@ class SendResource(Resource):
             raise _Refused(400, "Not UTF-8") from None
         except MalformedPayload as error:
             raise _Refused(400, error.reason, error.message_id) from None
+        unknown = unknownFields(body.decode())
+        if unknown:
+            raise _Refused(400, f"there is no field {unknown[0][:100]!r}", message.message_id)
         if message.message_id is None:
             message = structs.replace(message, message_id=self._newID())
         return message
@@ -252,6 +260,8 @@ class SendResource(Resource):
             if nacked.registration_id is None:
                 del nack["registration_id"]
             return _Answer(410 if nacked.tokenGone else 422 if nacked.permanent else 503, {"nack": nack})
+        except StillUnanswered as error:
+            return _Answer(409, _error(error.reason, message.message_id, error.field))
         except NotSendable as error:
             return _Answer(400, _error(error.reason, message.message_id, error.field))
         except QueueFull as error:
@@ -357,6 +367,11 @@ class _Channel(HTTPChannel):
         super().connectionLost(reason)
         self.closed.callback(None)
 
+    def resetTimeout(self) -> None:
+        """
+        Give a request no more time for each byte of it.
+        """
+
     def loseConnection(self) -> None:
         """
         Close it, once.
@@ -382,6 +397,12 @@ class _Site(Site):
             resource, requestFactory=_Request, parsePOSTFormSubmission=False, timeout=IDLE, reactor=clock
         )
         self.channels: set[_Channel] = set()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        A client has connected; one too many is turned away.
+        """
+        return None if len(self.channels) >= MAX_CLIENTS else super().buildProtocol(addr)
 
     def startFactory(self) -> None:
         """

@@ -437,6 +437,8 @@ class Session:
                 return []
             self._lastKeepAlive = now
             return [KeepAlive()]
+        if now - self.wakeAt > self._patience:
+            return self._wokenLate(now)
         self._latest = now
         outputs = self._overdue(now)
         if self._probed is None:
@@ -448,6 +450,16 @@ class Session:
             self._probed = now
             outputs.append(Dead())
         return outputs
+
+    def _wokenLate(self, now: float) -> list[Output]:
+        """
+        The machine slept, or its clock was set: nobody can be blamed for what
+        did not come meanwhile, and it may be there to be read.
+        """
+        shift = now - self.wakeAt + self._patience
+        self._sentAt = {key: min(now, since + shift) for key, since in self._sentAt.items()}
+        self._latest = self._probed = now
+        return [Probe()]
 
     def _overdue(self, now: float) -> list[Output]:
         """

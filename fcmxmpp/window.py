@@ -3,8 +3,8 @@ How many messages may be unanswered at once, and what waits behind them.
 
 A L{Window} belongs to one stream: at most so many messages sent and not yet
 answered, and who they are when the stream is lost.  A L{Queue} stands in front
-of one or more windows: bounded, in order, and what a lost stream gives back
-goes to its front.
+of the windows of one sender's streams: bounded, in order, and what a lost
+stream gives back goes to its front.
 """
 
 from __future__ import annotations

@@ -267,19 +267,54 @@ class WindowTests(DownstreamCase):
 
     def test_queueFullCountsAll(self) -> None:
         """
-        Whatever waits counts, be it for room, for the end of its delay or in a
-        slow lane, and what is unanswered does not.
+        Whatever waits for room or for the end of its delay counts, and what is
+        unanswered does not.
         """
         harness = self.makeSender(limit=3)
-        harness.send("m-1", "m-2", to("b-1", "tok-B"))
+        harness.send("m-1", "m-2", "m-3", "m-4")
         harness.nack("SERVICE_UNAVAILABLE", "m-1")
-        harness.nack("QUOTA_EXCEEDED", "b-1")
-        harness.send(to("b-2", "tok-B"))
-        self.failureOf(harness.sender.send(to("m-3")), QueueFull)
-        harness.cancel("b-2")
-        harness.send("m-3")
-        harness.send("m-4")
-        self.assertEqual(["m-1", "m-2", "b-1", "m-3", "m-4"], harness.sent())
+        harness.nack("NEWS_TO_US", "m-2")
+        harness.nack("INTERNAL_SERVER_ERROR", "m-3")
+        self.failureOf(harness.sender.send(to("m-5")), QueueFull)
+        harness.cancel("m-2")
+        harness.send("m-5", "m-6")
+        self.assertEqual(["m-1", "m-2", "m-3", "m-4", "m-5", "m-6"], harness.sent())
+
+    def test_slowTargetTakesNoPlace(self) -> None:
+        """
+        What waits for a device that got too much takes no place from the
+        others; and of it only a tenth of the limit may wait, for all such
+        devices together no more than the limit.
+        """
+        harness = self.makeSender(limit=20)
+        for token in ("tok-B", "tok-C"):
+            name = f"{token}-0"
+            harness.send(to(name, token))
+            harness.nack("DEVICE_MESSAGE_RATE_EXCEEDED", name)
+            harness.send(to(f"{token}-1", token))
+            error = self.failureOf(harness.sender.send(to("one-more", token)), QueueFull)
+            self.assertNotIn("tok", str(error))
+        harness.network.refuse = True
+        harness.network.cut()
+        harness.send(*[f"m-{number}" for number in range(20)])
+        self.failureOf(harness.sender.send(to("m-20")), QueueFull)
+        harness.cancel("tok-B-1")
+        harness.network.refuse = False
+        harness.network.advance(1)
+        harness.send(to("tok-B-2", "tok-B"))
+        self.failureOf(harness.sender.send(to("one-more", "tok-B")), QueueFull)
+
+    def test_manySlowTargets(self) -> None:
+        """
+        For all slow devices together no more than the limit waits.
+        """
+        harness = self.makeSender(limit=10)
+        for number in range(10):
+            harness.send(to(f"b-{number}", f"tok-{number}"))
+            harness.nack("DEVICE_MESSAGE_RATE_EXCEEDED", f"b-{number}")
+        self.failureOf(harness.sender.send(to("c-1", "tok-3")), QueueFull)
+        harness.send("m-1")
+        self.assertEqual("m-1", harness.sent()[-1])
 
     def test_queueFullIsNoTrace(self) -> None:
         """

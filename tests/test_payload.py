@@ -31,7 +31,14 @@ from fcmxmpp.messages import (
     UpstreamAck,
     UpstreamMessage,
 )
-from fcmxmpp.payload import MAX_TEXT, decodeFromAppServer, decodeFromConnectionServer, encode
+from fcmxmpp.payload import (
+    MAX_TEXT,
+    decodeDownstream,
+    decodeFromAppServer,
+    decodeFromConnectionServer,
+    encode,
+    unknownFields,
+)
 
 
 # What is drawn.
@@ -1244,3 +1251,20 @@ class SecrecyTests(Decoding):
             "Expected `str`, got `int` - at `$.data[...]`",
         )
         self.assertEqual(self.malformed('{"message_id":"m"}').reason, "Object missing required field `from`")
+
+
+class UnknownFieldsTests(SynchronousTestCase):
+    """
+    L{unknownFields} says what the reader has passed over.
+    """
+
+    def test_names(self) -> None:
+        """
+        Every field that a downstream message has not, in the order they came,
+        and none that it has.
+        """
+        text = json.dumps({"to": "tok-A", "message_type": "x", "data": {"bogus": "v"}, "timeToLive": 5})
+        self.assertEqual(["message_type", "timeToLive"], unknownFields(text))
+        known = {"to": "t", "condition": None, "message_id": "m", "time_to_live": 1, "notification": {}}
+        decodeDownstream(json.dumps(known))
+        self.assertEqual([], unknownFields(json.dumps(known)))

@@ -27,10 +27,19 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from fcmxmpp.errors import AckTimedOut, Expired, Nacked, NotSendable, QueueFull, Stopped, StreamLost
+from fcmxmpp.errors import (
+    AckTimedOut,
+    Expired,
+    Nacked,
+    NotSendable,
+    QueueFull,
+    StillUnanswered,
+    Stopped,
+    StreamLost,
+)
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
-from fcmxmpp.sendapi import IDLE, MAX_BODY, PATIENCE, SendAPI, isLocal, listener
+from fcmxmpp.sendapi import IDLE, MAX_BODY, MAX_CLIENTS, PATIENCE, SendAPI, isLocal, listener
 from fcmxmpp.testing import RecordingHandler, connectedPair
 
 
@@ -264,6 +273,17 @@ class AnswerTests(APICase):
                 NotSendable("to", "exactly one"),
                 400,
                 {"error": {"reason": "exactly one", "field": "to", "message_id": "m"}},
+            ),
+            (
+                StillUnanswered(),
+                409,
+                {
+                    "error": {
+                        "reason": "must not be that of a message that is still unanswered",
+                        "field": "message_id",
+                        "message_id": "m",
+                    }
+                },
             ),
             (Expired("over"), 504, {"error": {"reason": "over", "message_id": "m"}}),
             (AckTimedOut("none"), 504, {"error": {"reason": "none", "message_id": "m"}}),
@@ -507,6 +527,51 @@ class RequestTests(APICase):
         self.assertEqual(
             [False, False, True], [client.transport.connected for client in (silent, begun, waits)]
         )
+
+    def test_slow(self) -> None:
+        """
+        A client gets no more time by sending its request byte by byte; one
+        that waits for our answer has all the time, and as much again for the
+        next request.
+        """
+        slow, good = Client(self.api), Client(self.api)
+        good.ask()
+        for _ in range(59):
+            slow.write(b"P")
+            self.clock.advance(IDLE / 60)
+        self.assertTrue(slow.transport.connected)
+        slow.write(b"P")
+        self.clock.advance(IDLE / 60)
+        self.assertFalse(slow.transport.connected)
+        self.clock.advance(IDLE)
+        self.sender.sent[-1][1].callback(Ack(message_id="new-1"))
+        self.assertIsNotNone(good.response)
+        self.clock.advance(IDLE - 1)
+        self.assertTrue(good.transport.connected)
+        self.clock.advance(1)
+        self.assertFalse(good.transport.connected)
+
+    def test_tooManyClients(self) -> None:
+        """
+        No more clients are let in than there may be; when one leaves, another
+        one is.
+        """
+        clients = [Client(self.api) for _ in range(MAX_CLIENTS)]
+        self.assertIsNone(self.api.site.buildProtocol(LOOPBACK))
+        clients[0].transport.loseConnection()
+        self.assertIsNotNone(self.api.site.buildProtocol(LOOPBACK))
+
+    def test_unknownField(self) -> None:
+        """
+        A field that there is not is refused by its name, because it may be one
+        that was mistyped; nothing is sent.
+        """
+        for field in ("time_to_liv", "message_type", "bogus" * 100):
+            body = json.dumps({"to": "tok-A", "message_id": "m", field: 5}).encode()
+            response = Client(self.api).asked(body)
+            expected = {"error": {"reason": f"there is no field {field[:100]!r}", "message_id": "m"}}
+            self.assertEqual((400, expected), (response.status, response.value))
+        self.assertEqual([], self.sender.sent)
 
     def test_noLog(self) -> None:
         """

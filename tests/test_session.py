@@ -208,7 +208,7 @@ TABLE: dict[tuple[Role, str], tuple[Input, tuple[Outcome, Outcome, Outcome]]] = 
     (APP, "receive other control"): (receives(_new), unmoved([Ignored(_new)])),
     (APP, "receive the unknown"): (receives(_unknown), unmoved([Ignored(_unknown)])),
     (APP, "no answer in time"): (
-        lambda session: session.wake(120.0),
+        lambda session: [session.heard(110.0), session.wake(120.0)][1],
         unmoved([Overdue(down("a")), Overdue(down("b")), Probe()]),
     ),
     (APP, "lost"): (
@@ -671,6 +671,25 @@ class AnswerWithinTests(SynchronousTestCase):
         self.assertEqual(begun.wakeAt, 1070.0)
         self.assertEqual((begun.unanswered, begun.isUnanswered(down("c"))), (1, True))
 
+    def test_sleep(self) -> None:
+        """
+        After the machine slept, or its clock was set forward, nothing is given
+        up at once, because the answers may be there to be read: the peer is
+        probed, and everything has some time more; after that it goes on as
+        ever.
+        """
+        begun = self.session()
+        self.assertEqual(begun.wake(1050.0 + 30.1 + 3600.0), [Probe()])
+        now = 1050.0 + 30.1 + 3600.0
+        self.assertEqual((begun.unanswered, begun.wakeAt), (3, now + 30.0))
+        self.assertEqual(begun.receive(ackOf(down("b"))), [Answered(down("b"), ackOf(down("b")))])
+        begun.heard(now + 1.0)
+        self.assertEqual(begun.wakeAt, now + 30.0)
+        self.assertEqual(begun.wake(now + 30.0), [Overdue(down("a")), Probe()])
+        self.assertEqual(begun.wake(now + 50.0), [Overdue(down("c"))])
+        # And if nobody answers any more, that is found out as well.
+        self.assertEqual(begun.wake(now + 60.0), [Dead()])
+
     def test_forgotten(self) -> None:
         """
         It has left its place, is not among the lost, its answer is a foreign
@@ -693,7 +712,7 @@ class AnswerWithinTests(SynchronousTestCase):
         begun.receive(ackOf(down("a")))
         self.assertEqual(begun.wakeAt, 1060.0)
         begun.giveUp("m-c")
-        self.assertEqual(begun.wake(1200.0), [Overdue(down("b")), Probe()])
+        self.assertEqual(begun.wake(1080.0), [Overdue(down("b")), Probe()])
         begun = self.session()
         begun.lost()
         self.assertEqual(begun.wake(1200.0), [])
@@ -1144,6 +1163,12 @@ class SessionMachine(RuleBasedStateMachine):
             pass
         elif self.session.role is SERVER:
             expected = [KeepAlive()] if self.now >= self.wakeAt else []
+        elif self.now - self.wakeAt > self.patience:
+            # Nobody is to blame; all that is unanswered gets time anew.
+            assert not inTime
+            shift = self.now - self.wakeAt + self.patience
+            self.sentAt = {name: min(self.now, since + shift) for name, since in self.sentAt.items()}
+            expected = [Probe()]
         else:
             late = [message for message in self.unanswered if self.due(message) <= self.now]
             assert not inTime or all(self.due(message) == self.now for message in late)
