@@ -14,9 +14,9 @@ import stat
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, TextIO
 from uuid import uuid4
 
@@ -120,7 +120,7 @@ def _makeHandler(settings: Settings, reactor: Any, services: MultiService) -> An
     try:
         found = namedAny(name)
     except Exception as error:
-        known = any(path.name == name.partition(".")[0] for path in iter_modules())
+        known = _isFound(name.partition(".")[0])
         hint = "" if known else " (twistd does not look in the current directory: set PYTHONPATH)"
         die(f"--handler {name} cannot be imported: {type(error).__name__}: {error}{hint}")
     if IUpstreamHandler.providedBy(found) or not callable(found):
@@ -130,13 +130,34 @@ def _makeHandler(settings: Settings, reactor: Any, services: MultiService) -> An
         try:
             return found(sender)
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            die(
-                f"--handler {name} raised {type(error).__name__}: {error} "
-                f"({os.path.basename(where.filename)}, line {where.lineno})"
-            )
+            die(f"--handler {name} raised {type(error).__name__}: {error}{_whereRaised(error)}")
 
     return make
+
+
+def _isFound(module: str) -> bool:
+    """
+    Whether there is a module or package of that name, be it a broken one.
+
+    @param module: without a dot in it.
+    """
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        # Nobody can tell where it is from, such as __main__.
+        return module in sys.modules
+
+
+def _whereRaised(error: Exception) -> str:
+    """
+    Where in the application what we called has raised this: the last line in
+    the file that it is in, not in a library that it uses.
+
+    @return: nothing if we got no further than the call.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+    return f" ({os.path.basename(frames[0].filename)}, line {lines[-1]})" if lines else ""
 
 
 def _makeEndpoint(reactor: Any, description: str) -> IStreamClientEndpoint:
@@ -398,7 +419,7 @@ class _ExitStatus(Service):
         """
         name = signal.Signals(number).name
         if self._stopping:
-            _log.info("got {name} again: stopping already", name=name)
+            _log.info("got {name}: stopping already", name=name)
         else:
             _log.info(
                 "got {name}: stopping; what is under way gets up to {grace:g} s", name=name, grace=self._grace

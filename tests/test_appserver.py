@@ -8,18 +8,19 @@ from random import Random
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import capturedLogs, eventAsText
+from twisted.logger import LogEvent, capturedLogs, eventAsJSON, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import Invalid, implementer
 
+from fcmxmpp import __version__
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.elementstream import MAX_NAMES
-from fcmxmpp.errors import HandlerFailed, NotSendable, Stopped
+from fcmxmpp.errors import HandlerFailed, Nacked, NotSendable, Stopped
 from fcmxmpp.interfaces import (
     Acknowledged,
     Handled,
@@ -1025,4 +1026,112 @@ class LinksTests(SynchronousTestCase):
             harness.network.pump()
             self.finish(harness)
         lines = [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events]
-        self.assertEqual([f"link {number} to push.example.org:5235 is logged in" for number in (1, 2)], lines)
+        self.assertEqual(
+            [f"link {number} to push.example.org:5235 is logged in" for number in (1, 2)], lines[1:-1]
+        )
+
+
+class SummaryTests(SynchronousTestCase):
+    """
+    What an app server says of itself at its start and at its end.
+    """
+
+    def lines(self, events: list[LogEvent]) -> list[str]:
+        """
+        What is in the log; it has no secret.
+        """
+        for event in events:
+            everything = eventAsText(event) + eventAsJSON(event)
+            for secret in (SERVER_KEY, "tok-A", "the data"):
+                self.assertNotIn(secret, everything)
+        return [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events]
+
+    def test_start(self) -> None:
+        """
+        At the start: which version it is, for whom, to where, and when
+        messages are acknowledged.
+        """
+        for options, said in (
+            ({}, "1 link to the connection server, messages are acknowledged when handled"),
+            (
+                {"connections": 2, "policy": Policy(ack="received"), "server": "push.example.org:5235"},
+                "2 links to push.example.org:5235, messages are acknowledged when received",
+            ),
+        ):
+            harness = Harness(RecordingHandler(), **options)
+            with capturedLogs() as events:
+                harness.appServer.startService()
+            self.assertEqual([f"fcmxmpp {__version__}: sender {SENDER_ID}, {said}"], self.lines(events))
+            stopped = harness.appServer.stopService()
+            harness.network.pump()
+            self.successResultOf(stopped)
+
+    def test_end(self) -> None:
+        """
+        At the end: what came of it, counted when nothing can be added any more.
+        """
+        result: Deferred[None] = Deferred()
+        results = [None, None, result, fail(HandlerFailed("no such account"))]
+        handler = RecordingHandler(lambda _: results.pop(0))
+        harness = Harness(handler, policy=Policy(handlerTries=1))
+        harness.start()
+        with capturedLogs() as events:
+            harness.deliver("m-1", "m-2", "m-3", "m-4")
+            for _ in range(2):
+                harness.script.write(
+                    b"<message><gcm xmlns='google:mobile:data'>"
+                    b'{"message_id":"m-5","from":"tok-A","data":{"k":"the data"</gcm></message>'
+                )
+            sent = [
+                harness.appServer.send(
+                    DownstreamMessage(to="tok-A", message_id=f"d-{n}", data={"k": "the data"})
+                )
+                for n in range(6)
+            ]
+            for message_id in ("d-0", "d-1", "d-2", "d-3"):
+                harness.script.deliver(Ack(message_id=message_id))
+            harness.script.deliver(Nack(message_id="d-4", error="BAD_REGISTRATION"))
+            harness.network.pump()
+            stopped = harness.appServer.stopService()
+            before = len(events)
+            result.callback(None)
+            harness.network.pump()
+            self.assertNoResult(stopped)
+            harness.network.advance(10)
+        self.successResultOf(stopped)
+        for each in sent[:4]:
+            self.successResultOf(each)
+        self.failureResultOf(sent[4], Nacked)
+        self.failureResultOf(sent[5], Stopped)
+        self.assertEqual(
+            ["stopped; upstream: 3 handled, 1 dead letters, 2 malformed; downstream: 4 accepted, 2 not"],
+            self.lines(events)[before:],
+        )
+
+    def test_counters(self) -> None:
+        """
+        A message counts once, when its Deferred fires: as accepted after a
+        NACK that was only for a while, and not at all if C{send} refused it,
+        or if it was cancelled.
+        """
+        harness = Harness(RecordingHandler())
+        sender = harness.appServer._sender
+        self.assertEqual((0, 0), (sender.successes, sender.failures))
+        cancelled = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="d-0"))
+        cancelled.addErrback(lambda _: None).cancel()
+        self.failureResultOf(harness.appServer.send(DownstreamMessage(to="", message_id="d-1")), NotSendable)
+        harness.start()
+        harness.appServer.send(DownstreamMessage(to="tok-A", message_id="d-2"))
+        harness.script.deliver(Nack(message_id="d-2", error="SERVICE_UNAVAILABLE"))
+        harness.network.pump()
+        self.assertEqual((0, 0), (sender.successes, sender.failures))
+        harness.network.advance(60)
+        harness.script.deliver(Ack(message_id="d-2"))
+        harness.network.pump()
+        harness.script.deliver(Ack(message_id="d-2"))
+        harness.network.pump()
+        self.assertEqual((1, 0), (sender.successes, sender.failures))
+        stopped = harness.appServer.stopService()
+        harness.network.pump()
+        self.successResultOf(stopped)
+        self.assertEqual((1, 0), (sender.successes, sender.failures))

@@ -43,7 +43,9 @@ ANNOUNCED = re.compile(r"embedded connection server: connect to it with (--endpo
 #: A module for --handler.
 HANDLERS = """
 import os
+import signal
 
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
@@ -85,6 +87,22 @@ class _Never:
 
 def never(sender):
     return _Never()
+
+
+@implementer(IUpstreamHandler)
+class _UntilSignal:
+    def messageReceived(self, message):
+        result = Deferred()
+        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(result.callback, None))
+        say("waits", message)
+        return result
+
+
+untilSignal = _UntilSignal()
+
+
+def cannotBeMade(sender):
+    raise OSError("no database")
 
 
 @implementer(IUpstreamHandler)
@@ -314,8 +332,15 @@ class WrongUseTests(CommandLineCase):
             ((*endpoint, "--sender-id", "123"), "no server key.*"),
             (("--endpoint", "tcp:localhost:5235", *login), "--endpoint has to begin with tls:.*"),
             (("--endpoint", "tls:localhost:5235:trustRoots=.", *login), "--endpoint: there are no certif.*"),
-            (("--embedded", "--handler", "no_such_module.x"), "--handler no_such_module.x cannot be imp.*"),
-            (("--embedded", "--handler", "commandline_broken.x"), ".* cannot be imported: .*at_all.*"),
+            (
+                ("--embedded", "--handler", "no_such_module.x"),
+                "--handler no_such_module.x cannot be imported: .*: set PYTHONPATH.*",
+            ),
+            (("--embedded", "--handler", "commandline_broken.x"), ".* cannot be imported: .*at_all'"),
+            (
+                ("--embedded", "--handler", "commandline_handlers.cannotBeMade"),
+                r".* raised OSError: no database \(commandline_handlers.py, line \d+\)",
+            ),
             (("--embedded", "--handler", "os.sep"), "--handler os.sep is neither .*"),
             (("--config", config), "unknown setting 'no-such-setting' in .*"),
         ]
@@ -388,7 +413,15 @@ class EmbeddedTests(CommandLineCase):
         (line,) = self.lines(child)
         self.assertEqual(["message_id", "from", "category", "data", "time_to_live"], list(line))
         self.assertEqual({"greeting": "hello", "count": "1"}, line["data"])
-        self.assertIn("[fcmxmpp.connection#info] link 1 to the embedded server is logged in", child.err)
+        name = signal.Signals(number).name
+        for said in (
+            f"appserver#info] fcmxmpp {__version__}: sender {announced[3]}, 1 link to the embedded server, ",
+            "connection#info] link 1 to the embedded server is logged in\n",
+            f"tap#info] got {name}: stopping; what is under way gets up to 10 s\n",
+            "appserver#info] stopped; upstream: 1 handled, 0 dead letters, 0 malformed; "
+            "downstream: 0 accepted, 0 not\n",
+        ):
+            self.assertEqual(1, child.err.count(f"[fcmxmpp.{said}"), child.err)
         for secret in (key, "greeting", "hello", "embedded-device"):
             self.assertNotIn(secret, child.err)
         self.assertEqual([], os.listdir(self.temporary))
@@ -407,6 +440,19 @@ class EmbeddedTests(CommandLineCase):
         The same holds for SIGINT.
         """
         self.runsUntil(signal.SIGINT)
+
+    def test_twoSignals(self) -> None:
+        """
+        A second signal does not cut the stop short.
+        """
+        child = self.twistd("--embedded", "--handler", "commandline_handlers.untilSignal", "--ordered")
+        child.until("waits 1\n", "out")
+        child.process.send_signal(signal.SIGTERM)
+        child.until("got SIGTERM: stopping; what is under way gets up to 10 s\n")
+        child.process.send_signal(signal.SIGINT)
+        child.until("got SIGINT: stopping already\n")
+        self.stopped(child, signal.SIGUSR1)
+        self.assertIn("stopped; upstream: 1 handled, ", child.err)
 
     def test_demo(self) -> None:
         """
@@ -956,7 +1002,7 @@ class WebhookTests(CommandLineCase):
         free.close()
         child = self.twistd("--embedded", "--handler", f"webhook:http://127.0.0.1:{port}/")
         child.until(
-            "the handler cannot work now: no answer from the webhook: ConnectionRefusedError; 1 messages"
+            "the handler cannot work now: no answer from the webhook: ConnectionRefusedError; messages"
         )
         self.stopped(child)
 

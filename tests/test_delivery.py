@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsText
+from twisted.logger import LogEvent, LogLevel, capturedLogs, eventAsText, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -430,10 +430,31 @@ class HandledPolicyTests(DeliveryCase):
         self.assertEqual(3, len(harness.handler.messages))
         self.assertEqual((["m-1"], 1), (harness.acknowledged, harness.delivery.deadLetters))
         self.assertEqual(
-            [DeadLettered("m-1", "tok-A", "the handler failed 3 times, last with builtins.ValueError")],
+            [DeadLettered("m-1", "tok-A", "the handler failed 3 times, last: builtins.ValueError")],
             harness.events(DeadLettered),
         )
         self.assertEqual([], harness.events(Handled))
+
+    def test_counted(self) -> None:
+        """
+        What the handler has handled is counted, receipts included, each
+        message once, by either policy; what fails or is malformed is not.
+        """
+        for policy in POLICIES:
+            results = [None, fail(ValueError()), fail(HandlerUnavailable()), None, None]
+            harness = self.makeDelivery(lambda _, results=results: results.pop(0), ack=policy, handlerTries=2)
+            self.assertEqual(0, harness.delivery.handled)
+            with self.logs():
+                harness.take(upstream("m-1"), upstream("m-1"), upstream("m-2"))
+                harness.clock.advance(0)
+                self.assertEqual(1, harness.delivery.handled)
+                harness.clock.pump([1, 1])
+                self.assertEqual(2, harness.delivery.handled)
+                harness.take(upstream("m-1"), upstream("m-2"), receipt("d-1"))
+                harness.clock.advance(0)
+                harness.delivery.takeMalformed(MalformedPayload("No", "m-3", "tok-A"))
+            counts = (harness.delivery.handled, harness.delivery.deadLetters, harness.delivery.malformed)
+            self.assertEqual((3, 1, 1), counts)
 
     def test_poisonAmongGood(self) -> None:
         """
@@ -804,7 +825,7 @@ class TimeoutTests(DeliveryCase):
             harness.clock.pump([5, 1, 5])
         self.assertEqual((["m-1"] * 2, ["m-1"]), (harness.handler.ids, harness.acknowledged))
         (letter,) = harness.events(DeadLettered)
-        self.assertIn("fcmxmpp.errors.HandlerTimedOut", letter.reason)
+        self.assertEqual("the handler failed 2 times, last: it took more than 5 s", letter.reason)
 
     def test_oneTimer(self) -> None:
         """
@@ -985,7 +1006,7 @@ class LogTests(DeliveryCase):
             [
                 "the handler failed again on 'm-1': builtins.ValueError; next try in 2.0 s",
                 "the handler failed again on 'm-1': builtins.ValueError; no more tries",
-                "dead letter 'm-1': the handler failed 3 times, last with builtins.ValueError",
+                "dead letter 'm-1': the handler failed 3 times, last: builtins.ValueError",
             ],
             [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events[1:]],
         )
@@ -1045,15 +1066,105 @@ class LogTests(DeliveryCase):
 
     def test_timeout(self) -> None:
         """
-        A time-out is a failure by its own name.
+        A time-out is told by its own words, and without a traceback: that
+        would not lead to the handler.
         """
         harness = self.makeDelivery(lambda _: Deferred(), handlerTimeout=5)
         with self.logs() as events:
             harness.take(upstream("m-1", password=SECRET))
             harness.clock.pump([5, 1, 5])
-        self.assertEqual([LogLevel.critical, LogLevel.warn], [event["log_level"] for event in events])
-        self.assertIn("the handler failed on 'm-1': fcmxmpp.errors.HandlerTimedOut", eventAsText(events[0]))
+        self.assertLines(
+            events,
+            "the handler failed on 'm-1': it took more than 5 s; next try in 1.0 s",
+            "the handler failed again on 'm-1': it took more than 5 s; next try in 2.0 s",
+        )
         self.assertNotIn(SECRET, "".join(map(rendered, events)))
+
+    def assertLines(self, events: list[LogEvent], *lines: str) -> None:
+        """
+        Assert that these are warnings of one line each, without a failure.
+        """
+        told = [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events]
+        self.assertEqual(list(lines), told)
+        self.assertEqual({LogLevel.warn}, {event["log_level"] for event in events})
+        self.assertEqual([], [event for event in events if "log_failure" in event])
+
+    def test_ownWords(self) -> None:
+        """
+        A handler that raises L{HandlerFailed} itself, or a kind of it, chooses
+        the words for the log, and gets no traceback; without any words the
+        error's name has to do.
+        """
+
+        class Refused(HandlerFailed):
+            pass
+
+        def theHandler(message: UpstreamMessage) -> None:
+            try:
+                raise ValueError(SECRET)
+            except ValueError as error:
+                raise errors.pop(0) from error
+
+        errors = [HandlerFailed("no such account"), Refused("the account is locked"), Refused()]
+        harness = self.makeDelivery(theHandler)
+        with capturedLogs() as events:
+            harness.take(upstream("m-1"))
+            harness.clock.pump([1, 2])
+        # Trial has nothing to complain about: it is no logged error any more.
+        self.assertEqual([], self.flushLoggedErrors())
+        letter = events.pop()
+        self.assertLines(
+            events,
+            "the handler failed on 'm-1': no such account; next try in 1.0 s",
+            "the handler failed again on 'm-1': the account is locked; next try in 2.0 s",
+            "the handler failed again on 'm-1': Refused; no more tries",
+        )
+        self.assertEqual(LogLevel.error, letter["log_level"])
+        self.assertIn("the handler failed 3 times, last: Refused", rendered(letter))
+        self.assertNotIn(SECRET, "".join(map(rendered, [*events, letter])))
+
+    def test_ownWordsAfterAnother(self) -> None:
+        """
+        The words are the log's, too, where the first failure was another, and
+        the other way round nothing of the other's text gets there.
+        """
+        for first, second, lines in (
+            (
+                ValueError(SECRET),
+                HandlerFailed("no such account"),
+                ["builtins.ValueError; next try in 1.0 s", "no such account; next try in 2.0 s"],
+            ),
+            (
+                HandlerFailed("no such account"),
+                ValueError(SECRET),
+                ["no such account; next try in 1.0 s", "builtins.ValueError; next try in 2.0 s"],
+            ),
+        ):
+            results = [fail(first), fail(second)]
+            harness = self.makeDelivery(lambda _, results=results: results.pop(0))
+            with self.logs() as events:
+                harness.take(upstream("m-1"))
+                harness.clock.advance(1)
+            told = [str(formatEvent(event)) for event in events]
+            self.assertEqual(lines, [line.partition(": ")[2] for line in told])
+            self.assertNotIn(SECRET, "".join(map(rendered, events)))
+
+    def test_failedDeferred(self) -> None:
+        """
+        That a handler returned a Deferred that has failed before is told in
+        these words.
+        """
+        shared: Deferred[None] = Deferred()
+        harness = self.makeDelivery(lambda _: shared)
+        harness.take(upstream("m-1"))
+        with self.logs() as events:
+            shared.errback(ValueError())
+            harness.clock.advance(1)
+        self.assertLines(
+            events[1:],
+            "the handler failed again on 'm-1': the handler returned a Deferred that has failed before; "
+            "next try in 2.0 s",
+        )
 
     def test_unavailable(self) -> None:
         """
@@ -1076,8 +1187,8 @@ class LogTests(DeliveryCase):
         told = [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events]
         self.assertEqual(
             [
-                "the handler cannot work now: the database is down; 1 messages wait for it",
-                "the handler cannot work now: the database is down; 5 messages wait for it",
+                "the handler cannot work now: the database is down; messages that wait for it: 1",
+                "the handler cannot work now: the database is down; messages that wait for it: 5",
                 "the handler works again",
             ],
             told,

@@ -139,6 +139,7 @@ class JSONLinesTests(SynchronousTestCase):
         for reason in ("Broken pipe", "No space left", "takes no more"):
             error = self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
             self.assertIn(reason, str(error))
+            self.assertTrue(str(error).startswith("the output "), error)
         self.assertEqual(b"", output.taken)
         handler.messageReceived(message())
         self.assertEqual("m-1", json.loads(output.taken)["message_id"])
@@ -315,7 +316,7 @@ class AppendedFileTests(SynchronousTestCase):
         self.directory.rename(moved)
         self.addCleanup(shutil.rmtree, moved, ignore_errors=True)
         error = self.assertRaises(HandlerUnavailable, handler.messageReceived, message())
-        self.assertIn("No such file", str(error))
+        self.assertEqual(f"{self.path} cannot be written: No such file or directory", str(error))
         moved.rename(self.directory)
         handler.messageReceived(message())
         self.assertEqual(["m-1"], self.ids())

@@ -8,8 +8,13 @@ import re
 from base64 import b64decode
 from typing import Any
 
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.words.protocols.jabber import sasl, xmlstream
@@ -34,6 +39,17 @@ def offer(*mechanisms: bytes, more: bytes = b"") -> bytes:
         b'<stream:features>%b<mechanisms xmlns="urn:ietf:params:xml:ns:xmpp-sasl">%b</mechanisms>'
         b"</stream:features>" % (more, offered)
     )
+
+
+class Unencrypted(StringTransport):
+    """
+    A connection as a reactor makes it: it can be encrypted, and is not.
+    """
+
+    TLS = False
+
+    def __init__(self, peer: IAddress) -> None:
+        super().__init__(peerAddress=peer)
 
 
 class CredentialsTests(SynchronousTestCase):
@@ -68,12 +84,12 @@ class LoginTests(SynchronousTestCase):
         self.factory.addBootstrap(xmlstream.INIT_FAILED_EVENT, self.failures.append)
         self.factory.addBootstrap(xmlstream.STREAM_AUTHD_EVENT, self.ready.append)
 
-    def connected(self) -> GCMStream:
+    def connected(self, transport: Any = None) -> GCMStream:
         """
         A stream that has just been connected.
         """
         stream = self.factory.buildProtocol(None)
-        stream.makeConnection(StringTransport())
+        stream.makeConnection(transport or StringTransport())
         return stream
 
     def said(self, stream: GCMStream, answer: bytes) -> bytes:
@@ -123,6 +139,67 @@ class LoginTests(SynchronousTestCase):
             self.assertEqual(b"", self.said(stream, HEADER + offer(*mechanisms, more=startTLS)), mechanisms)
             (failure,) = self.failures
             self.assertIsInstance(loginError(failure.value), LoginRefused)
+
+    def test_exposed(self) -> None:
+        """
+        Over an unencrypted connection to another machine nothing is said
+        after the header, whatever the server offers; the error says what to
+        do, and it is not the server that has refused.
+        """
+        for peer in (
+            IPv4Address("TCP", "192.0.2.1", 5235),
+            IPv4Address("TCP", "0.0.0.0", 5235),
+            IPv6Address("TCP", "2001:db8::1", 5235),
+            IPv6Address("TCP", "fe80::1%eth0", 5235),
+        ):
+            for mechanisms in ((b"PLAIN",), (b"X-OAUTH2",)):
+                self.failures.clear()
+                stream = self.connected(Unencrypted(peer))
+                self.assertEqual(b"", self.said(stream, HEADER + offer(*mechanisms)), peer)
+                (failure,) = self.failures
+                error = loginError(failure.value)
+                self.assertIsInstance(error, StreamLost)
+                self.assertEqual(
+                    "the connection is not encrypted, and the key would go over it: use tls:", str(error)
+                )
+
+    def test_tunnel(self) -> None:
+        """
+        One that ends on this machine may be unencrypted: a tunnel begins there.
+        """
+        for peer in (
+            IPv4Address("TCP", "127.0.0.1", 5235),
+            IPv4Address("TCP", "127.1.2.3", 5235),
+            IPv6Address("TCP", "::1", 5235),
+            UNIXAddress("/run/stunnel"),
+        ):
+            said = self.said(self.connected(Unencrypted(peer)), HEADER + offer(b"PLAIN"))
+            self.assertIn(b"<auth ", said, peer)
+
+    def test_TLS(self) -> None:
+        """
+        TLS has the attributes of the connection that it is over, and is seen
+        to be TLS all the same.
+        """
+        plain = Unencrypted(IPv4Address("TCP", "192.0.2.1", 5235))
+        tls = TLSMemoryBIOFactory(optionsForClientTLS("push.example.org"), True, self.factory)
+        tls.buildProtocol(None).makeConnection(plain)
+        stream = self.factory.stream
+        assert stream is not None
+        self.assertFalse(stream.transport.TLS)
+        written: list[bytes] = []
+        self.patch(stream.transport, "write", written.append)
+        stream.dataReceived(HEADER + offer(b"PLAIN"))
+        self.assertEqual([], self.failures)
+        self.assertTrue(written[-1].startswith(b"<auth "))
+
+    def test_transports(self) -> None:
+        """
+        Twisted's own transports say of themselves that they are not encrypted,
+        by the attribute that is looked at.
+        """
+        for kind in (tcp.Client, unix.Client):
+            self.assertIs(False, kind.TLS)
 
     def test_from(self) -> None:
         """

@@ -187,7 +187,7 @@ class DrainTests(ServiceCase):
             harness.server.drain(7.5)
             harness.server.drain(7.5)
         self.assertEqual(
-            ["draining an app server of sender 111 at 192.0.2.1; closed in 7.5 s"],
+            ["draining an app server of sender 111 at 192.0.2.1:1; closed in 7.5 s"],
             [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events],
         )
 

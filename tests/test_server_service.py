@@ -1623,8 +1623,8 @@ class LogTests(ServiceCase):
         lines = [eventAsText(e, includeTimestamp=False, includeSystem=False) for e in events]
         self.assertEqual(
             [
-                "an app server of sender 111 logged in from 192.0.2.1",
-                "an app server of sender 111 at 192.0.2.1 is gone; unacknowledged, and to go out again: 1",
+                "an app server of sender 111 logged in from 192.0.2.1:1",
+                "an app server of sender 111 at 192.0.2.1:1 is gone; unacknowledged, and to go out again: 1",
             ],
             lines,
         )

@@ -7,12 +7,12 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Any
 
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import capturedLogs, eventAsJSON, eventAsText
+from twisted.logger import capturedLogs, eventAsJSON, eventAsText, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -475,12 +475,18 @@ class SASLTests(StreamCase):
 
     def test_slowedDown(self) -> None:
         """
-        Each refusal to one address comes later, whichever connection it is on;
-        other addresses do not pay for it.
+        Each refusal to one machine comes later, whichever connection it is on;
+        other machines do not pay for it.
         """
         service = Service()
-        for delay, address in ((0.25, "192.0.2.1"), (0.5, "192.0.2.1"), (1.0, "192.0.2.1"), (0.25, "::1")):
-            harness = self.makeStream(service, IPv4Address("TCP", address, 1))
+        for delay, address in (
+            (0.25, IPv4Address("TCP", "192.0.2.1", 1)),
+            (0.5, IPv4Address("TCP", "192.0.2.1", 2)),
+            (1.0, IPv4Address("TCP", "192.0.2.1", 3)),
+            (0.25, IPv6Address("TCP", "::1", 1)),
+            (0.5, IPv6Address("TCP", "::1", 2)),
+        ):
+            harness = self.makeStream(service, address)
             harness.send(OPEN + auth(plain(key="wrong")))
             harness.said()
             harness.clock.advance(delay - 2**-10)
@@ -517,7 +523,10 @@ class SASLTests(StreamCase):
         this one later; to hang up does not make it sooner.
         """
         service = Service()
-        refused = [self.makeStream(service) for _ in range(service.guard.PENDING)]
+        refused = [
+            self.makeStream(service, IPv4Address("TCP", "192.0.2.1", 1000 + number))
+            for number in range(service.guard.PENDING)
+        ]
         for harness in refused:
             self.assertNotIn(b"<failure", harness.send(OPEN + auth(plain(key="wrong"))))
         for harness in refused[8:]:
@@ -596,15 +605,71 @@ class SASLTests(StreamCase):
 
     def test_log(self) -> None:
         """
-        A refused login is in the log, without the key that was tried.
+        A refused login is in the log, with who it was said to be, as far as
+        that can be a sender, and without the key that was tried.
+        """
+        for authcid, claimed in (
+            (SENDER, f"sender {SENDER}"),
+            (f"{SENDER}@gcm.googleapis.com", f"sender {SENDER}"),
+            ("9" * 20, f"sender {'9' * 20}"),
+            ("9" * 21, "an unknown sender"),
+            ("wrong-key", "an unknown sender"),
+            ("12x", "an unknown sender"),
+            ("\u0661\u0662", "an unknown sender"),
+            ("1\n2", "an unknown sender"),
+            ("", "an unknown sender"),
+        ):
+            said = plain(authcid, key="wrong-key")
+            lines = self.refusedIn(self.makeStream(), said)
+            self.assertEqual([f"refused a login of {claimed} from 192.0.2.1:1: not-authorized"], lines)
+
+    def refusedIn(self, harness: Harness, said: bytes) -> list[str]:
+        """
+        What is in the log of a login that is refused.
         """
         with capturedLogs() as events:
-            harness, _ = self.attempt(auth(plain(key="wrong-key")))
+            harness.send(OPEN + auth(said))
             harness.clock.advance(1)
         logged = "".join(eventAsText(event) + eventAsJSON(event) for event in events)
-        self.assertIn("refused a login from 192.0.2.1: not-authorized", logged)
-        for secret in ("wrong-key", plain(key="wrong-key").decode()):
+        for secret in ("wrong-key", said.decode()):
             self.assertNotIn(secret, logged)
+        return [str(formatEvent(event)) for event in events]
+
+    def test_logMalformed(self) -> None:
+        """
+        So is one that says nobody.
+        """
+        self.assertEqual(
+            ["refused a login of an unknown sender from 192.0.2.1:1: malformed-request"],
+            self.refusedIn(self.makeStream(), b"%%"),
+        )
+
+    def test_logAddress(self) -> None:
+        """
+        The log says where the client is, with its port: its administrator can
+        look that up.
+        """
+        for address, said in (
+            (IPv4Address("TCP", "192.0.2.1", 40_000), "192.0.2.1:40000"),
+            (IPv6Address("TCP", "::1", 40_000), "[::1]:40000"),
+            (UNIXAddress("/run/fcm"), str(UNIXAddress("/run/fcm"))),
+        ):
+            harness = self.makeStream(address=address)
+            self.assertEqual(said, harness.stream.address)
+            (line,) = self.refusedIn(harness, plain(key="wrong-key"))
+            self.assertEqual(f"refused a login of sender {SENDER} from {said}: not-authorized", line)
+
+    def test_logMany(self) -> None:
+        """
+        That one was turned away because there are too many says from where.
+        """
+        service = Service()
+        for _ in range(service.guard.PENDING):
+            service.guard.refuse("192.0.2.1", 0.0)
+        self.assertEqual(
+            ["too many logins from 192.0.2.1:1 are being refused"],
+            self.refusedIn(self.makeStream(service), plain(key="wrong-key")),
+        )
 
 
 class DeadlineTests(StreamCase):

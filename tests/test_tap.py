@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import sys
 import tempfile
+from importlib import invalidate_caches
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,55 @@ def makeHandler(sender: object) -> Handler:
     A factory.
     """
     return Handler(sender)
+
+
+class Undeclared:
+    """
+    A handler, but for its declaration.
+    """
+
+    def __init__(self, sender: object) -> None:
+        """
+        The sender is not needed.
+        """
+
+    def messageReceived(self, message: object) -> None:
+        """
+        Handle nothing.
+        """
+
+
+class UndeclaredAndWrong(Undeclared):
+    """
+    One whose method is wrong, too.
+    """
+
+    def messageReceived(self) -> None:  # type: ignore[override]
+        """
+        Take nothing.
+        """
+
+
+@implementer(IUpstreamHandler)
+class Unfinished:
+    """
+    A handler without a method.
+    """
+
+    def __init__(self, sender: object) -> None:
+        """
+        The sender is not needed.
+        """
+
+
+@implementer(IUpstreamHandler)
+class Wrong(UndeclaredAndWrong):
+    """
+    A handler whose method takes nothing.
+    """
+
+
+undeclared, wrong = Undeclared(None), Wrong(None)
 
 
 class OptionsCase(SynchronousTestCase):
@@ -621,12 +672,96 @@ class MakeServiceTests(OptionsCase):
             ("no.such.module", "cannot be imported"),
             (f"{__name__}.Missing", "cannot be imported"),
             (f"{__name__}.KEY", "is neither an IUpstreamHandler nor a callable"),
-            ("builtins.dict", "is neither an IUpstreamHandler nor a callable"),
             ("builtins.id", "is neither an IUpstreamHandler nor a callable"),
         ):
-            error = self.assertRaises(SystemExit, self.made, *self.real, "--handler", name)
-            self.assertIn(said, str(error.code))
-            self.assertNotIn("\n", str(error.code))
+            self.assertIn(said, self.wrong(name))
+
+    def wrong(self, name: str) -> str:
+        """
+        The one line that refuses this handler.
+        """
+        error = self.assertRaises(SystemExit, self.made, *self.real, "--handler", name)
+        line = str(error.code)
+        self.assertTrue(line.startswith(f"twistd fcm-xmpp: --handler {name} "), line)
+        self.assertNotIn("\n", line)
+        return line
+
+    def module(self, name: str, text: str) -> None:
+        """
+        Have a module that can be imported until the test ends.
+        """
+        self.write(f"{name}.py", text)
+        self.patch(sys, "path", [str(self.directory), *sys.path])
+        self.addCleanup(sys.modules.pop, name, None)
+        invalidate_caches()
+
+    def test_handlerNotFound(self) -> None:
+        """
+        That twistd does not look in the current directory is told where the
+        module cannot be found, and not where it is there: broken, without what
+        it imports, without that name, or built in.
+        """
+        hint = "(twistd does not look in the current directory: set PYTHONPATH)"
+        self.module("tap_broken", "def handler(:\n")
+        self.module("tap_without", "import no_such_module_at_all\n")
+        for name, said, hinted in (
+            ("no_such_module_at_all.x", "ObjectNotFound: 'no_such_module_at_all.x' does not name", True),
+            ("no_such_module_at_all.x.y", "ObjectNotFound: ", True),
+            ("tap_broken.handler", "SyntaxError: invalid syntax (tap_broken.py, line 1)", False),
+            ("tap_without.handler", "ModuleNotFoundError: No module named 'no_such_module_at_all'", False),
+            (f"{__name__}.Missing", "AttributeError: ", False),
+            ("sys.Missing", "AttributeError: ", False),
+            ("zipimport.Missing", "AttributeError: ", False),
+            ("__main__.Missing", "AttributeError: ", False),
+        ):
+            line = self.wrong(name)
+            self.assertIn(f"--handler {name} cannot be imported: {said}", line)
+            self.assertEqual(hinted, line.endswith(f" {hint}"), line)
+
+    def test_handlerRaises(self) -> None:
+        """
+        What the application's callable raises is told with where that came
+        from in its file, be it in a library; a place of ours is not told.
+        """
+        self.module(
+            "tap_raises",
+            "import json\n"
+            "def connect():\n"
+            "    raise ValueError('no\\ndatabase')\n"
+            "def direct(sender):\n"
+            "    connect()\n"
+            "def within(sender):\n"
+            "    json.loads('{')\n"
+            "def nothing():\n"
+            "    pass\n",
+        )
+        for name, said in (
+            ("tap_raises.direct", "raised ValueError: no database (tap_raises.py, line 3)"),
+            ("tap_raises.within", "raised JSONDecodeError: .* (tap_raises.py, line 7)"),
+            ("tap_raises.nothing", r"raised TypeError: nothing\(\) takes 0 .* but 1 was given"),
+            ("builtins.dict", "raised TypeError: 'AppServer' object is not iterable"),
+        ):
+            pattern = re.sub(r" \((tap_raises.py, line \d)\)$", r" \\(\1\\)", said)
+            self.assertRegex(self.wrong(name), f" {pattern}$")
+
+    def test_handlerIsNone(self) -> None:
+        """
+        What is wrong with an object that is no handler is told, and that it
+        may only lack its declaration where it does.
+        """
+        hint = "(is @implementer(IUpstreamHandler) missing?)"
+        for name, said, hinted in (
+            ("Undeclared", "Does not declaratively implement the interface", True),
+            ("undeclared", "Does not declaratively implement the interface", True),
+            ("UndeclaredAndWrong", "doesn't allow enough arguments", True),
+            ("Unfinished", "messageReceived(message) attribute was not provided", False),
+            ("Wrong", "doesn't allow enough arguments", False),
+            ("wrong", "doesn't allow enough arguments", False),
+        ):
+            line = self.wrong(f"{__name__}.{name}")
+            self.assertIn("is neither an IUpstreamHandler nor a callable that takes the", line)
+            self.assertIn(said, line)
+            self.assertEqual(hinted, line.endswith(f" {hint}"), line)
 
     def test_wrongEndpoints(self) -> None:
         """
@@ -699,7 +834,7 @@ class ExitStatusTests(SynchronousTestCase):
         reactor = MemoryReactorClock()
         registered: list[Any] = []
         self.patch(tap.atexit, "register", lambda *call: registered.append(call))
-        status = tap._ExitStatus(reactor)
+        status = tap._ExitStatus(reactor, 10)
         status.end(0)
         self.assertTrue(reactor.hasStopped)
         reactor.hasStopped = False
@@ -710,25 +845,46 @@ class ExitStatusTests(SynchronousTestCase):
         """
         SIGTERM and SIGINT are taken over once the reactor runs, which is when
         it has set its own handlers, and end it in order from its own thread.
+        Which it was is in the log, and what that does.
         """
         taken: dict[int, Any] = {}
         self.patch(tap.signal, "signal", taken.__setitem__)
         reactor = MemoryReactorClock()
         later: list[Any] = []
         reactor.callFromThread = lambda *call: later.append(call)
-        status = tap._ExitStatus(reactor)
+        status = tap._ExitStatus(reactor, 2.5)
         status.startService()
         self.assertEqual({}, taken)
         ((call, arguments, keywords),) = reactor.whenRunningHooks
         call(*arguments, **keywords)
         self.assertEqual({signal.SIGTERM, signal.SIGINT}, set(taken))
-        for number, taker in taken.items():
-            taker(number, None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            taken[number](number, None)
         self.assertFalse(reactor.hasStopped)
-        for function, *rest in later:
-            function(*rest)
+        with capturedLogs() as events:
+            for function, *rest in later:
+                function(*rest)
         self.assertTrue(reactor.hasStopped)
         self.assertEqual((2, 0), (len(later), status.status))
+        self.assertEqual(
+            [
+                "got SIGTERM: stopping; what is under way gets up to 2.5 s",
+                "got SIGINT: stopping already",
+            ],
+            [formatEvent(event) for event in events],
+        )
+
+    def test_grace(self) -> None:
+        """
+        The time that is told at a signal is that of C{--grace}.
+        """
+        parser = Options()
+        parser.parseOptions(["--embedded", "--grace", "3"])
+        (status, *_) = makeService(parser, MemoryReactorClock())
+        with capturedLogs() as events:
+            status._signalled(signal.SIGINT)
+        (event,) = events
+        self.assertIn("gets up to 3 s", str(formatEvent(event)))
 
     def test_bad(self) -> None:
         """
@@ -737,7 +893,7 @@ class ExitStatusTests(SynchronousTestCase):
         """
         registered: list[Any] = []
         self.patch(tap.atexit, "register", lambda *call: registered.append(call))
-        tap._ExitStatus(MemoryReactorClock()).end(3)
+        tap._ExitStatus(MemoryReactorClock(), 10).end(3)
         ((function, number),) = registered
         left: list[int] = []
         function(number, left.append)

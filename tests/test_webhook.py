@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionAborted, ConnectionRefusedError, DNSLookupError
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import LogLevel, capturedLogs, formatEvent
+from twisted.logger import LogLevel, capturedLogs, eventAsText, formatEvent
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, connect
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,6 +28,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fcmxmpp import __version__
+from fcmxmpp.delivery import Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerUnavailable, Nacked
 from fcmxmpp.handlers import asJSON
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
@@ -233,36 +234,63 @@ class StatusTests(WebhookCase):
 
     def test_later(self) -> None:
         """
-        With these the message waits, and the reason is the status.
+        With these the message waits, and the reason is the status: the web
+        server has trouble, or its URL or the token is wrong.
         """
-        for self.hook.status in (408, 429, 502, 503, 504):
-            failure = self.failureResultOf(self.handler.messageReceived(message()), HandlerUnavailable)
+        for self.hook.status in (401, 403, 404, 405, 408, 429, 502, 503, 504):
+            results = []
+            lines = self.logged(lambda r=results: r.append(self.handler.messageReceived(message())))
+            failure = self.failureResultOf(results[0], HandlerUnavailable)
             self.assertEqual(f"the webhook answered {self.hook.status}", str(failure.value))
+            self.assertEqual([], lines)
 
     def test_refused(self) -> None:
         """
-        With any other the try has failed, which is logged with the status.
+        With any other the try has failed, and the reason is the status.
         """
-        for self.hook.status in (304, 400, 401, 404, 413, 500, 501):
+        for self.hook.status in (400, 402, 406, 413, 500, 501, 505, 599):
             results = []
             lines = self.logged(lambda r=results: r.append(self.handler.messageReceived(message())))
             failure = self.failureResultOf(results[0], WebhookRefused)
-            said = f"the webhook answered {self.hook.status}"
-            self.assertTrue(str(failure.value).startswith(said))
-            self.assertEqual([f"{failure.value}, to 'm-1'"], lines)
+            self.assertEqual(f"the webhook answered {self.hook.status}", str(failure.value))
+            self.assertEqual([], lines)
+
+    def test_refusedInTheLog(self) -> None:
+        """
+        Each refusal is one line without a traceback, and the dead letter has
+        its status, too; what waits is told as well.
+        """
+        self.hook.status = 500
+        delivery = UpstreamDelivery(self.handler, Policy(handlerTries=2), self.clock, lambda: 0.0)
+        with capturedLogs() as events:
+            taken = delivery.take(message(data={"k": "payload"}))
+            self.clock.advance(1)
+            self.successResultOf(taken)
+            self.hook.status = 404
+            self.assertNoResult(delivery.take(message("m-2")))
+        self.assertEqual(
+            [
+                "the handler failed on 'm-1': the webhook answered 500; next try in 1.0 s",
+                "the handler failed again on 'm-1': the webhook answered 500; no more tries",
+                "dead letter 'm-1': the handler failed 2 times, last: the webhook answered 500",
+                "the handler cannot work now: the webhook answered 404; messages that wait for it: 1",
+            ],
+            [eventAsText(event, includeTimestamp=False, includeSystem=False) for event in events],
+        )
 
     def test_redirect(self) -> None:
         """
-        A redirect is not followed, and says so.
+        A redirect is not followed, and says so; the message waits until the
+        URL has been put right.
         """
         self.hook.headers = {b"Location": b"http://localhost/secret"}
-        for self.hook.status in (301, 302, 303, 307, 308):
-            failure = self.failureResultOf(self.handler.messageReceived(message()), WebhookRefused)
+        for self.hook.status in (300, 301, 302, 303, 307, 308):
+            failure = self.failureResultOf(self.handler.messageReceived(message()), HandlerUnavailable)
             self.assertEqual(
-                f"the webhook answered {self.hook.status} (a redirect, which is not followed)",
+                f"the webhook answered {self.hook.status}, a redirect, which is not followed",
                 str(failure.value),
             )
-        self.assertEqual(5, len(self.hook.requests))
+        self.assertEqual(6, len(self.hook.requests))
 
     def test_errorPage(self) -> None:
         """
@@ -426,12 +454,40 @@ class AnswerTests(WebhookCase):
 
     def test_nothingToSend(self) -> None:
         """
-        Other JSON, other kinds of answer and an empty one are all right.
+        Other JSON is all right, and so is an empty answer, of whatever kind.
         """
         for answer in ("{}", '{"send": []}', "[]", '"ok"', "1", "null", "true", ""):
             self.assertEqual([], self.answered(answer), answer)
-        self.assertEqual([], self.answered('{"send": [{"to": "tok-B"}]}', b"text/plain"))
+        for answer in ("", " \r\n"):
+            self.assertEqual([], self.answered(answer, b"text/plain"))
         self.assertEqual([], self.sender.sent)
+
+    def test_otherKinds(self) -> None:
+        """
+        An answer of another kind is a warning for each message that gets one,
+        because it may have been meant to be sent; the message has been handled.
+        """
+        said = "the webhook's answer to 'm-1' is ignored: its Content-Type is not application/json"
+        for kind in (b"text/plain", b"text/html; charset=utf-8", b"application/json-seq", b""):
+            for _ in range(2):
+                self.assertEqual([said], self.answered('{"send": [{"to": "tok-B"}]}', kind))
+        self.hook.headers = {}
+        self.assertEqual(
+            [said], self.logged(lambda: self.successResultOf(self.handler.messageReceived(message())))
+        )
+        self.assertEqual([], self.sender.sent)
+
+    def test_otherKindOfRefusal(self) -> None:
+        """
+        The page that comes with an error is not worth a warning.
+        """
+        self.hook.headers = {b"Content-Type": b"text/html"}
+        self.hook.answer = b"<h1>No</h1>"
+        for self.hook.status, error in ((500, WebhookRefused), (503, HandlerUnavailable)):
+            lines = self.logged(
+                lambda e=error: self.failureResultOf(self.handler.messageReceived(message()), e)
+            )
+            self.assertEqual([], lines)
 
     def test_malformed(self) -> None:
         """
@@ -613,6 +669,21 @@ class ConnectionsTests(SynchronousTestCase):
         self.pump.flush()
         self.successResultOf(stopped)
         self.assertEqual([], reactor.getDelayedCalls())
+
+    def test_quiet(self) -> None:
+        """
+        Connections come and go without a line in the log.
+        """
+        reactor = MemoryReactorClock()
+        handler = Webhook("http://127.0.0.1:8000/", Sender(), WebhookConnections(reactor).agent, reactor)
+        with capturedLogs() as events:
+            end = self.hanging(handler, reactor, b"")
+            connecting = reactor.tcpClients[0][2]
+            # As the reactor does.
+            connecting.doStart()
+            end.abortConnection()
+            connecting.doStop()
+        self.assertEqual([], [formatEvent(event) for event in events])
 
     def test_stopUnanswered(self) -> None:
         """
