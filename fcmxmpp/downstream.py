@@ -8,7 +8,8 @@ ahead of the queue, with the same C{message_id}:
 
   - what a lost stream left unanswered, and what was NACKed because its stream
     was being drained: until there is room on another link;
-  - what was NACKed for a reason that passes: for a delay of its own;
+  - what was NACKed for a reason that passes, and what seems to break the
+    streams that it is sent on: for a delay of its own;
   - what was NACKed because its device or topic got too much: in a
     L{_SlowLane}, with everything else for that target and one at a time, so
     that the others do not wait behind it.
@@ -28,6 +29,7 @@ from msgspec import structs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -51,12 +53,17 @@ from fcmxmpp.validation import checkSendable
 
 __all__ = ["MAX_QUEUE", "DownstreamSender"]
 
+_log = Logger()
+
 #: How many messages may wait, in all.
 MAX_QUEUE = 10_000
 #: Seconds that "now or never" gets, because a full window may take a moment.
 NOW = 1.0
 #: Seconds between looks for messages whose time has run out, at least.
 SWEEP = 1.0
+#: How many streams a message may be the first on without an answer, when they
+#: break, before it is kept apart.
+SUSPECT = 5
 #: The part of the limit, one in so many, that may wait for one slow target.
 LANE_SHARE = 10
 #: Up to how many characters of C{to} or C{condition} a message that is good
@@ -75,6 +82,7 @@ class _Outgoing:
         "inFlight",
         "lane",
         "lastError",
+        "losses",
         "message",
         "message_id",
         "newToken",
@@ -101,6 +109,8 @@ class _Outgoing:
         self.tries = 0
         self.refusals = 0
         self.lastError = ""
+        #: How many streams broke when it was the first without an answer.
+        self.losses = 0
         #: A newer registration token that came with a NACK.
         self.newToken: str | None = None
         self.inFlight = False
@@ -208,6 +218,8 @@ class DownstreamSender:
         # after many deletions.
         self._queue: OrderedDict[str, _Outgoing] = OrderedDict()
         self._again: list[_Outgoing] = []
+        # What seems to break streams, while there is none.
+        self._suspects: list[_Outgoing] = []
         self._lanes: dict[str | None, _SlowLane] = {}
         # How many wait in them.
         self._slowed = 0
@@ -466,6 +478,8 @@ class DownstreamSender:
         elif outgoing.tries == 0:
             self._queue.pop(outgoing.message_id, None)
         _takeOut(self._again, outgoing)
+        if self._suspects:
+            _takeOut(self._suspects, outgoing)
         lane = outgoing.lane
         if lane is not None:
             self._slowed -= _takeOut(lane.waiting, outgoing)
@@ -607,6 +621,8 @@ class DownstreamSender:
         """
         self._wasReady = True
         self._links.append(protocol)
+        if self._suspects:
+            self._delaySuspects()
         self._fill()
 
     def linkHasRoom(self, protocol: FCMClientProtocol) -> None:
@@ -633,13 +649,52 @@ class DownstreamSender:
         """
         See L{ISettles.linkLost}.
         """
+        wasDrained = protocol not in self._links
         self._dropLink(protocol)
-        for message in unanswered:
+        for place, message in enumerate(unanswered):
             outgoing = self._landed(message)
-            if outgoing is not None:
-                insort(self._again, outgoing)
-                self._noteWaiting(outgoing)
+            if outgoing is None:
+                continue
+            if place == 0 and not wasDrained and self._suspect(outgoing):
+                continue
+            insort(self._again, outgoing)
+            self._noteWaiting(outgoing)
         self._fill()
+
+    def _suspect(self, outgoing: _Outgoing) -> bool:
+        """
+        A stream was lost when this message was the first without an answer.
+        Now and then that happens to every message; if it happens to one again
+        and again, the connection server may well break because of it, and then
+        it must not take all streams down with it, one after the other.
+
+        @return: whether it has to wait, while the others go on.
+        """
+        outgoing.losses += 1
+        if outgoing.losses < SUSPECT:
+            return False
+        _log.warn(
+            "{losses} connections broke when {message_id!r} was the first without an answer; "
+            "it waits for a while, so that the others get through",
+            losses=outgoing.losses,
+            message_id=outgoing.message_id[:100],
+        )
+        insort(self._suspects, outgoing)
+        self._noteWaiting(outgoing)
+        if self._links:
+            self._delaySuspects()
+        return True
+
+    def _delaySuspects(self) -> None:
+        """
+        There is a link for the others: let the time of those begin that are
+        kept apart.
+        """
+        suspects, self._suspects = self._suspects, []
+        for outgoing in suspects:
+            delay = rateDelay(outgoing.losses - SUSPECT + 1, self._random())
+            outgoing.delayed = self._clock.callLater(delay, self._retry, outgoing)
+        self._stopLate(suspects)
 
     def accepted(self, protocol: FCMClientProtocol, message: DownstreamMessage, ack: Ack) -> None:
         """

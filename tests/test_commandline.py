@@ -798,7 +798,7 @@ class SendAPITests(CommandLineCase):
         self.ask(named, self.message | {"message_id": "m-1"})
         again = UnixConnection(self.socket)
         self.ask(again, self.message | {"message_id": "m-1"})
-        self.assertEqual((400, "message_id"), self.field(self.answer(again)))
+        self.assertEqual((409, "message_id"), self.field(self.answer(again)))
         self.stopped(child)
         for each in (connection, named):
             status, value = self.answer(each)

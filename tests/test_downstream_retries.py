@@ -4,9 +4,15 @@ Tests for L{fcmxmpp.downstream}: what is sent again, and until when.
 
 from __future__ import annotations
 
-from fcmxmpp.errors import AckTimedOut, Expired, Nacked, QueueFull
-from fcmxmpp.interfaces import Refused, Sent, Settled
-from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, Ack
+from typing import Any
+
+from twisted.logger import capturedLogs, formatEvent
+
+from fcmxmpp.downstream import SUSPECT
+from fcmxmpp.errors import AckTimedOut, Expired, Nacked, QueueFull, Stopped
+from fcmxmpp.interfaces import LinkReady, Refused, Sent, Settled
+from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, Ack, DownstreamMessage
+from fcmxmpp.testing import RecordingHandler, ScriptedConnectionServer
 from tests.downstream import DownstreamCase, Harness, to
 
 
@@ -676,3 +682,107 @@ class EventTests(DownstreamCase):
         harness.advance(2)
         harness.ack("m-1")
         self.assertEqual((["m-1"] * 2, Ack), (harness.sent(), harness.outcome("m-1")))
+
+
+class PoisonTests(DownstreamCase):
+    """
+    A message that the connection server breaks on, each time.
+    """
+
+    def broken(self, connections: int = 1) -> tuple[Any, ScriptedConnectionServer]:
+        """
+        An app server, joined to a connection server that closes the stream at
+        the message C{"poison"} and accepts any other.
+        """
+        script = ScriptedConnectionServer()
+
+        def received(stream: Any, message: Any) -> None:
+            if message.message_id == "poison":
+                stream.close()
+            elif not stream.closing and isinstance(message, DownstreamMessage):
+                script.write(
+                    b'<message><data:gcm xmlns:data="google:mobile:data">{"message_type":"ack",'
+                    b'"message_id":"%b"}</data:gcm></message>' % (message.message_id or "").encode()
+                ) if stream is script.stream else stream.abort()
+
+        script.onMessage = received
+        joined = script.joined(RecordingHandler(), connections=connections)
+        return joined, script
+
+    def test_othersGetThrough(self) -> None:
+        """
+        After a few streams the message is kept apart for longer and longer, so
+        that the others get through, and the streams hold; it is not given up
+        before its time.
+        """
+        joined, _ = self.broken()
+        outcomes: dict[str, Any] = {}
+
+        def send(name: str) -> None:
+            message = DownstreamMessage(to="tok-A", message_id=name, time_to_live=600)
+            joined.appServer.send(message).addBoth(lambda outcome: outcomes.update({name: outcome}))
+
+        with capturedLogs() as events:
+            send("poison")
+            for number in range(20):
+                send(f"m-{number}")
+            joined.pump()
+            joined.advance(120)
+            self.assertEqual({f"m-{number}" for number in range(20)}, set(outcomes))
+            joined.advance(481)
+        self.assertIsInstance(outcomes["poison"].value, Expired)
+        # 600 seconds of breaking at once would be a hundred and more.
+        self.assertLess(len(joined.observer.of(LinkReady)), SUSPECT + 20)
+        told = [formatEvent(event) for event in events if "losses" in event]
+        self.assertIn("5 connections broke when 'poison' was the first without an answer", told[0])
+        self.assertNotIn("tok-A", "".join(told))
+        joined.stop()
+        joined.advance(20)
+
+    def test_drainedStreams(self) -> None:
+        """
+        Streams that are closed after having been drained say nothing about
+        their messages.
+        """
+        harness = self.makeSender()
+        harness.send("m-1")
+        for _ in range(2 * SUSPECT):
+            old = harness.script.stream
+            harness.advance(2)
+            harness.drain()
+            old.close()
+            harness.advance(0)
+        self.assertEqual(["m-1"] * (2 * SUSPECT + 1), harness.sent())
+
+    def test_stop(self) -> None:
+        """
+        At the stop it is given up, if its delay is longer than the grace.
+        """
+        harness = self.makeSender()
+        harness.send("m-1", "m-2")
+        for _ in range(SUSPECT - 1):
+            harness.network.cut()
+            harness.advance(120)
+        stopped = harness.stop(10.0)
+        harness.network.cut()
+        harness.advance(9)
+        self.assertIs(Stopped, harness.outcome("m-1"))
+        self.assertNoResult(stopped)
+        harness.ack("m-2")
+        self.successResultOf(stopped)
+
+    def test_cancelled(self) -> None:
+        """
+        One that was cancelled is not sent again, and waits for nothing.
+        """
+        harness = self.makeSender()
+        harness.send("m-1", "m-2")
+        for _ in range(SUSPECT):
+            harness.network.cut()
+            harness.advance(119)
+        self.assertEqual("m-1", harness.sent()[-1])
+        harness.cancel("m-1")
+        for _ in range(3):
+            harness.network.cut()
+            harness.advance(119)
+        self.assertEqual({"m-2"}, set(harness.sent()))
