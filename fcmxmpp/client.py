@@ -48,6 +48,9 @@ __all__ = ["AckObserver", "FCMClientProtocol", "ISettles"]
 
 _log = Logger()
 
+#: How many oddities of one stream are logged.
+MAX_ODDITIES = 20
+
 _PING = b'<iq type="get" id="ping"><ping xmlns="urn:xmpp:ping"/></iq>'
 
 
@@ -155,6 +158,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self._clock = clock
         self._observe = observe
         self._drained = drained
+        self._oddities = 0
         self._stream: GCMStream | None = None
         self._timer: IDelayedCall | None = None
 
@@ -203,7 +207,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         assert self.session is not None
         if stanza.attributes.get("type") == "error":
             # Without its <error> it says neither what nor why.
-            _log.warn("link {link}: ignored a stanza error without a condition", link=self.number)
+            self._tellOddity("ignored a stanza error without a condition")
             return
         try:
             message = decodeFromConnectionServer(stanza.text)
@@ -230,18 +234,12 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         if error is None:
             stanza = payloadOf(element)
             if stanza is None:
-                _log.warn(
-                    "link {link}: ignored a message stanza without a payload of this protocol",
-                    link=self.number,
-                )
+                self._tellOddity("ignored a message stanza without a payload of this protocol")
             else:
                 self._stanzaReceived(stanza)
             return
-        _log.warn(
-            "link {link}: the connection server answered with a stanza error: {code} {condition}",
-            link=self.number,
-            code=error.code,
-            condition=error.condition,
+        self._tellOddity(
+            f"the connection server answered with a stanza error: {error.code} {error.condition}"
         )
         if error.code != 400 and error.condition != "bad-request":
             # 406: an ACK of ours that came too late; it will be redelivered.
@@ -300,13 +298,21 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
                 assert self._stream is not None
                 self._stream.abort()
             elif isinstance(output, Foreign):
-                _log.info("link {link}: ignored an answer to no message of this stream", link=self.number)
+                self._tellOddity("ignored an answer to no message of this stream")
             else:
                 assert isinstance(output, Ignored)
-                _log.info(
-                    "link {link}: ignored a message of a type that this version does not know",
-                    link=self.number,
-                )
+                self._tellOddity("ignored a message of a type that this version does not know")
+
+    def _tellOddity(self, what: str) -> None:
+        """
+        Say what the connection server does that it should not; but do not fill
+        the disk with it.
+        """
+        self._oddities += 1
+        if self._oddities <= MAX_ODDITIES:
+            _log.warn("link {link}: {what}", link=self.number, what=what)
+        if self._oddities == MAX_ODDITIES:
+            _log.warn("link {link}: nothing more of this sort is told about this stream", link=self.number)
 
     def _write(self, stanza: bytes) -> None:
         """

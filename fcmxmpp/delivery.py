@@ -63,6 +63,8 @@ MAX_ACKED = 1000
 #: How many messages may be handled at once in all.  A connection server that
 #: keeps to its windows never gets there.
 MAX_HANDLED = 10_000
+#: How many malformed payloads are logged one by one; after that, one in so many.
+MAX_TOLD = 100
 #: When a message is acknowledged: once it has been handled, or at once.
 POLICIES = ("handled", "received")
 
@@ -282,11 +284,13 @@ class UpstreamDelivery:
         See L{IResponsible.discard}.
         """
         self.malformed += 1
-        _log.warn(
-            "a malformed payload from the connection server: {reason} ({count} so far)",
-            reason=error.reason,
-            count=self.malformed,
-        )
+        # Beyond a few they are all alike, and would fill the disk.
+        if self.malformed <= MAX_TOLD or self.malformed % MAX_TOLD == 0:
+            _log.warn(
+                "a malformed payload from the connection server: {reason} ({count} so far)",
+                reason=error.reason,
+                count=self.malformed,
+            )
         if self._observe is not None:
             self._observe(Undecodable(error.reason))
 

@@ -21,7 +21,7 @@ from twisted.words.xish.xmlstream import BootstrapMixin
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.client import AckObserver, FCMClientProtocol, ISettles
+from fcmxmpp.client import MAX_ODDITIES, AckObserver, FCMClientProtocol, ISettles
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import MalformedPayload, Nacked, Stopped, StreamLost
 from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
@@ -550,8 +550,7 @@ class ChainTests(ClientCase):
             {"message_type": "control", "control_type": "Rhabarber"},
         )
         self.assertEqual(("", [], []), (connection.said(), self.taker.taken, self.settler.told))
-        self.assertEqual(3, len(self.logged(LogLevel.warn)))
-        self.assertEqual(2, len(self.logged(LogLevel.info)))
+        self.assertEqual(5, len(self.logged(LogLevel.warn)))
         self.assertNotIn("Rhabarber", repr(self.events))
 
 
@@ -628,6 +627,24 @@ class DownstreamTests(ClientCase):
         self.assertEqual([], self.settler.told)
         self.assertEqual((WINDOW - 1, WINDOW), (old.protocol.room, new.protocol.room))
         self.assertEqual("", new.said())
+
+    def test_manyOddities(self) -> None:
+        """
+        What a connection server should not do is told a number of times for
+        each stream, and then no more.
+        """
+        for _ in range(2):
+            connection = self.connection()
+            self.events.clear()
+            for number in range(10 * MAX_ODDITIES):
+                connection.receive(Ack(from_="tok-A", message_id=f"d-{number}"))
+            told = self.logged(LogLevel.warn)
+            self.assertEqual(
+                {"link 1: ignored an answer to no message of this stream"}, set(told[:MAX_ODDITIES])
+            )
+            self.assertEqual(
+                ["link 1: nothing more of this sort is told about this stream"], told[MAX_ODDITIES:]
+            )
 
     def test_badRequest(self) -> None:
         """
@@ -873,7 +890,7 @@ class OverdueTests(ClientCase):
         connection.receive(Ack(from_="tok-A", message_id="d-0"))
         self.assertEqual([("room", connection.protocol)], self.settler.told)
         self.assertEqual(
-            ["link 1: ignored an answer to no message of this stream"], self.logged(LogLevel.info)
+            ["link 1: ignored an answer to no message of this stream"], self.logged(LogLevel.warn)
         )
 
     def test_noSignOfLife(self) -> None:

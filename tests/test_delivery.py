@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from fcmxmpp.delivery import MAX_ACKED, MAX_WAITERS, POLICIES, Policy, UpstreamDelivery
+from fcmxmpp.delivery import MAX_ACKED, MAX_TOLD, MAX_WAITERS, POLICIES, Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, Stopped, StreamLost
 from fcmxmpp.interfaces import (
     Arrived,
@@ -1571,6 +1571,18 @@ class MalformedTests(DeliveryCase):
         harness.delivery.discard(MalformedPayload("No sense"))
         self.assertEqual((1, 0), (harness.delivery.malformed, harness.delivery.deadLetters))
         self.assertEqual([Undecodable("No sense")], harness.observer.events)
+
+    def test_flood(self) -> None:
+        """
+        Of very many only some are told, with their number; all are counted.
+        """
+        harness = self.makeDelivery()
+        with capturedLogs() as events:
+            for _ in range(10 * MAX_TOLD):
+                harness.delivery.discard(MalformedPayload("No sense"))
+        self.assertEqual(10 * MAX_TOLD, harness.delivery.malformed)
+        told = [event["count"] for event in events]
+        self.assertEqual([*range(1, MAX_TOLD + 1), *range(2 * MAX_TOLD, 10 * MAX_TOLD + 1, MAX_TOLD)], told)
 
     def test_log(self) -> None:
         """
