@@ -36,7 +36,16 @@ from fcmxmpp.connection import LOGIN_DEADLINE, Credentials
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.errors import Stopped
-from fcmxmpp.interfaces import Acknowledged, Arrived, Handled, LinkLost, LinkReady, Repeated, Sent
+from fcmxmpp.interfaces import (
+    Acknowledged,
+    Arrived,
+    Handled,
+    LinkDrained,
+    LinkLost,
+    LinkReady,
+    Repeated,
+    Sent,
+)
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
@@ -662,6 +671,54 @@ class ConversationTests(LoopbackCase):
         self.assertNotIn(b'"ack"', first.received)
         self.assertEqual(10, second.received.count(b'"ack"'))
         self.assertEqual([second], self.watched.open)
+
+    async def test_A03_drained(self) -> None:
+        """
+        A stream that is drained while messages that it brought are being
+        handled: their ACKs go out on it, what is new goes out on the next one,
+        and it stays open until the connection server closes it.
+        """
+        pending = self.pending()
+        appServer = self.start()
+        await self.observer.nth(LinkReady, 1)
+        ids = [f"m-{number}" for number in range(10)]
+        sent = gatherResults([self.device.send(each, {}) for each in ids])
+        await self.observer.nth(Arrived, 10)
+        (old,) = self.server.streams()
+        self.server.drain(3600)
+        await self.observer.nth(LinkReady, 2)
+        await gatherResults(
+            [appServer.send(DownstreamMessage(to=TOKEN, message_id=f"d-{number}")) for number in range(150)]
+        )
+        for deferred in pending:
+            deferred.callback(None)
+        await sent
+        self.once(ids)
+        first, second = self.watched.ends
+        self.assertEqual([10, 0], [end.received.count(b'"ack"') for end in (first, second)])
+        self.assertEqual([0, 150], [end.received.count(b'"message_id":"d-') for end in (first, second)])
+        self.assertEqual([first, second], self.watched.open)
+        old.close()
+        await self.observer.nth(LinkDrained, 1)
+        self.assertEqual([], self.observer.of(LinkLost))
+
+    async def test_A15_cutWithDownstream(self) -> None:
+        """
+        What a broken connection leaves without an answer goes out on the next
+        one, all of it and in its order.
+        """
+        appServer = self.start()
+        await self.observer.nth(LinkReady, 1)
+        ids = [f"d-{number}" for number in range(120)]
+        self.server.script.ignore()
+        results = gatherResults(
+            [appServer.send(DownstreamMessage(to=TOKEN, message_id=each)) for each in ids]
+        )
+        await self.observer.nth(Sent, 100)
+        self.server.script.clear()
+        self.server.dropConnections()
+        self.assertEqual(ids, [ack.message_id for ack in await results])
+        self.assertEqual(ids, [message.message_id for message in self.device.received])
 
     async def test_cutAndHandledMeanwhile(self) -> None:
         """
