@@ -15,17 +15,16 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fcmxmpp.errors import HandlerUnavailable, Nacked, NotSendable, QueueFull
 from fcmxmpp.handlers import PATIENCE, AppendedFile, Echo, JSONLines
-from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
-from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.interfaces import IUpstreamHandler
+from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
 from fcmxmpp.testing import connectedPair
+from tests.sending import Sender
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -332,21 +331,6 @@ class AppendedFileTests(SynchronousTestCase):
         for path in (pipe, self.directory, "/dev/null", self.directory / "none" / "file"):
             self.assertRaises(OSError, AppendedFile, str(path))
         self.assertEqual(before, os.listdir("/dev/fd"))
-
-
-@implementer(IDownstreamSender)
-class Sender:
-    """
-    Notes what is sent, and leaves the answer to the test.
-    """
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[DownstreamMessage, Deferred[Ack]]] = []
-
-    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
-        result: Deferred[Ack] = Deferred()
-        self.sent.append((message, result))
-        return result
 
 
 class EchoTests(SynchronousTestCase):

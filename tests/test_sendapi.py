@@ -41,25 +41,10 @@ from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
 from fcmxmpp.sendapi import IDLE, MAX_BODY, MAX_CLIENTS, PATIENCE, SendAPI, isLocal, listener
 from fcmxmpp.testing import RecordingHandler, connectedPair
+from tests.sending import Sender
 
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 8080)
-
-
-@implementer(IDownstreamSender)
-class Sender:
-    """
-    Notes what is sent, and leaves the answer to the test.
-    """
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[DownstreamMessage, Deferred[Ack]]] = []
-        self.cancelled: list[str | None] = []
-
-    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
-        result: Deferred[Ack] = Deferred(lambda _: self.cancelled.append(message.message_id))
-        self.sent.append((message, result))
-        return result
 
 
 class Port:

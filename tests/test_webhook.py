@@ -31,8 +31,8 @@ from fcmxmpp import __version__
 from fcmxmpp.delivery import Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerUnavailable, Nacked
 from fcmxmpp.handlers import asJSON
-from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
-from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.interfaces import IUpstreamHandler
+from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
 from fcmxmpp.webhook import (
     CLOSE_PATIENCE,
     MAX_ANSWER,
@@ -42,6 +42,7 @@ from fcmxmpp.webhook import (
     WebhookRefused,
     checkURL,
 )
+from tests.sending import Sender
 
 
 URL = "http://localhost:8000/in?key=secret-of-url"
@@ -80,21 +81,6 @@ class Hook(Resource):
         for name, value in self.headers.items():
             request.setHeader(name, value)
         return NOT_DONE_YET if self.answer is None else self.answer
-
-
-@implementer(IDownstreamSender)
-class Sender:
-    """
-    Notes what is sent, and leaves the answer to the test.
-    """
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[DownstreamMessage, Deferred[Ack]]] = []
-
-    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
-        result: Deferred[Ack] = Deferred()
-        self.sent.append((message, result))
-        return result
 
 
 @implementer(IAgent)
