@@ -212,11 +212,11 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         try:
             message = decodeFromConnectionServer(stanza.text)
         except MalformedPayload as error:
-            self._malformed(error)
+            self._malformed(error, stanza.text)
             return
         self._carryOut(self.session.receive(message))
 
-    def _malformed(self, error: MalformedPayload) -> None:
+    def _malformed(self, error: MalformedPayload, text: str) -> None:
         """
         A payload came that is no message; put it aside if it has a name.
         """
@@ -224,7 +224,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             self._responsible.discard(error)
             return
         ack = UpstreamAck(to=error.from_, message_id=error.message_id)
-        self._chain(self._responsible.takeMalformed(error), ack)
+        self._chain(self._responsible.takeMalformed(error, text), ack)
 
     def _otherMessageReceived(self, element: domish.Element) -> None:
         """

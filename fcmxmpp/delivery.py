@@ -263,7 +263,7 @@ class UpstreamDelivery:
             handling.waiters.pop(0).errback(StreamLost("the message came again many times since"))
         return waiter
 
-    def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
+    def takeMalformed(self, error: MalformedPayload, text: str) -> Deferred[None]:
         """
         See L{IResponsible.takeMalformed}.
         """

@@ -44,7 +44,7 @@ from fcmxmpp.errors import (
     StillUnanswered,
     Stopped,
 )
-from fcmxmpp.interfaces import AppServerEvent, IDownstreamSender, Refused, Sent, Settled
+from fcmxmpp.interfaces import AppServerEvent, Refused, Sent, Settled
 from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, Ack, DownstreamMessage
 from fcmxmpp.payload import MAX_TEXT, encode
 from fcmxmpp.retry import nackDelay, rateDelay
@@ -179,7 +179,7 @@ def _checkSize(message: DownstreamMessage) -> None:
         raise NotSendable(field, "must not make the message larger than a stanza may be")
 
 
-@implementer(IDownstreamSender, ISettles)
+@implementer(ISettles)
 class DownstreamSender:
     """
     Sends downstream messages over whichever link is the least busy.
@@ -236,7 +236,8 @@ class DownstreamSender:
 
     def send(self, message: DownstreamMessage) -> Deferred[Ack]:
         """
-        See L{IDownstreamSender.send}.
+        See L{IDownstreamSender.send<fcmxmpp.interfaces.IDownstreamSender.send>},
+        without a store.
         """
         if self._deadline is not None:
             return fail(Stopped("the app server has stopped"))

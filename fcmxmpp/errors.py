@@ -25,6 +25,7 @@ __all__ = [
     "QueueFull",
     "StillUnanswered",
     "Stopped",
+    "StoreUnavailable",
     "StreamLost",
 ]
 
@@ -206,6 +207,15 @@ class QueueFull(FCMError):
 class Stopped(FCMError):
     """
     The service stopped first.
+    """
+
+
+class StoreUnavailable(FCMError):
+    """
+    The store cannot be read or written: its disk is full, its file is locked,
+    damaged or of a newer version.  What was to be done has not been done.
+
+    Its text says in one line what is wrong and what to do about it.
     """
 
 

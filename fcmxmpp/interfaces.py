@@ -3,7 +3,8 @@ What the parts of the app server expect of each other and of the application.
 
 For the application to provide: L{IUpstreamHandler}, and where it is of use
 L{IReceiptHandler} and L{ISessionObserver}.  For the application to call:
-L{IDownstreamSender}.  Between the parts: L{IResponsible}.
+L{IDownstreamSender}.  Between the parts: L{IResponsible}.  For a store to
+provide: L{IStore}, with its L{IInbox}, L{IOutbox} and L{IEntrusted}.
 
 Methods with an underscore for C{self} left out are as zope.interface wants
 them.  A method that returns C{Awaitable[object] | None} may be plain, return a
@@ -12,12 +13,14 @@ L{Deferred<twisted.internet.defer.Deferred>} or be C{async def}.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
+from fcmxmpp.entries import DeadLetter, EntrustedEntry, InboxEntry, OutboxEntry, Outcome, SettledEntry
 from fcmxmpp.errors import FCMError, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
 
@@ -30,9 +33,14 @@ __all__ = [
     "Handled",
     "HandlingFailed",
     "IDownstreamSender",
+    "IEntrusted",
+    "IInbox",
+    "IOutbox",
+    "IOutcomeHandler",
     "IReceiptHandler",
     "IResponsible",
     "ISessionObserver",
+    "IStore",
     "IUpstreamHandler",
     "LinkDrained",
     "LinkDraining",
@@ -42,7 +50,9 @@ __all__ = [
     "Repeated",
     "Sent",
     "Settled",
+    "Stored",
     "Undecodable",
+    "settled",
 ]
 
 
@@ -83,12 +93,58 @@ class IReceiptHandler(Interface):
         """
 
 
+class IOutcomeHandler(Interface):
+    """
+    The application's side of outcomes, of use where there is a store: there
+    L{send<IDownstreamSender.send>} is done before the outcome is known, and
+    the process that sent a message may be gone by then.
+    """
+
+    def messageSettled(outcome: Outcome) -> Awaitable[object] | None:
+        """
+        A downstream message has been accepted, or will not be sent any more.
+
+        Each message has one outcome, and it is reported once; again only if
+        this raises (or fails, or takes longer than the handler time-out), or
+        if the process dies between the return of this and the record of it.
+        The rules of L{messageReceived<IUpstreamHandler.messageReceived>} hold
+        for tries.
+        """
+
+
+class Stored:
+    """
+    What L{IDownstreamSender.send} fires with where there is a store: the
+    message is in the outbox, and will be sent even if this process dies.
+
+    @ivar message_id: of the message.
+    """
+
+    def __init__(self, message_id: str, whenSettled: Callable[[Stored], Deferred[Ack]]) -> None:
+        """
+        @param whenSettled: see L{whenSettled}.
+        """
+        self.message_id = message_id
+        self._whenSettled = whenSettled
+
+    def whenSettled(self) -> Deferred[Ack]:
+        """
+        The outcome, as far as this process learns of it.
+
+        @return: fires with the connection server's L{Ack}, or fails as
+            L{IDownstreamSender.send} does without a store.  With
+            L{Stopped<fcmxmpp.errors.Stopped>} it is still in the outbox.
+            Cancelling it only ends the waiting.
+        """
+        return self._whenSettled(self)
+
+
 class IDownstreamSender(Interface):
     """
     What an application sends by.
     """
 
-    def send(message: DownstreamMessage) -> Deferred[Ack]:
+    def send(message: DownstreamMessage) -> Deferred[Ack | Stored]:
         """
         Send a message to a device, a device group, a topic or a condition.
 
@@ -98,17 +154,187 @@ class IDownstreamSender(Interface):
         allows (4 weeks, unless it says otherwise; of 0 seconds it gets
         one).
 
-        @return: fires exactly once, with the connection server's L{Ack}, which
-            means accepted and not yet delivered; store its C{registration_id},
-            if it has one, in place of the old token.  Fails with
-            L{NotSendable<fcmxmpp.errors.NotSendable>},
-            L{Nacked<fcmxmpp.errors.Nacked>},
-            L{Expired<fcmxmpp.errors.Expired>},
-            L{AckTimedOut<fcmxmpp.errors.AckTimedOut>},
+        @return: fires exactly once, as soon as somebody else is responsible
+            for the message.  Without a store that is the connection server:
+            it fires with its L{Ack}, which means accepted and not yet
+            delivered; keep its C{registration_id}, if it has one, in place of
+            the old token.  With a store it is the outbox: it fires with a
+            L{Stored}, which tells the outcome later.  L{settled} gives the
+            outcome in both cases.
+
+            Fails with L{NotSendable<fcmxmpp.errors.NotSendable>},
             L{QueueFull<fcmxmpp.errors.QueueFull>} or
-            L{Stopped<fcmxmpp.errors.Stopped>}.  Cancelling it withdraws the
-            message, unless it has just been sent and not been answered.
+            L{Stopped<fcmxmpp.errors.Stopped>}; without a store also with
+            L{Nacked<fcmxmpp.errors.Nacked>},
+            L{Expired<fcmxmpp.errors.Expired>} or
+            L{AckTimedOut<fcmxmpp.errors.AckTimedOut>}; with one also with
+            L{StoreUnavailable<fcmxmpp.errors.StoreUnavailable>}.  Cancelling
+            it withdraws the message, unless it has just been sent and not
+            been answered.
         """
+
+
+def settled(sent: Deferred[Ack | Stored]) -> Deferred[Ack]:
+    """
+    The outcome of a message, with and without a store::
+
+        ack = await settled(sender.send(message))
+
+    @param sent: what L{IDownstreamSender.send} returned.
+    @return: fires with the connection server's L{Ack}, or fails with whatever
+        kept the message from being accepted.
+    """
+
+    def outcome(result: Ack | Stored) -> Ack | Deferred[Ack]:
+        return result.whenSettled() if isinstance(result, Stored) else result
+
+    return sent.addCallback(outcome)
+
+
+class IInbox(Interface):
+    """
+    Upstream messages that have been taken over, until they are handled; which
+    messages have been, so that none is handled twice; and dead letters.
+
+    What is called while something else is under way may be done before or
+    after that; calls of the same method are done in their order.  Each fires
+    when what it did will outlast the death of the process, and fails with
+    L{StoreUnavailable<fcmxmpp.errors.StoreUnavailable>} if nothing was done.
+    """
+
+    def add(message: UpstreamMessage | Receipt) -> Deferred[InboxEntry | None]:
+        """
+        Take a message over.
+
+        @return: fires with its entry; None if the same message has been added,
+            remembered or put aside before.
+        """
+
+    def load(after: int, limit: int) -> Deferred[list[InboxEntry]]:
+        """
+        What is to be handled, in the order of arrival.
+
+        @param after: only entries with greater numbers than this.
+        @param limit: no more than so many.
+        """
+
+    def tried(number: int, tries: int) -> Deferred[None]:
+        """
+        Note how often the handler has failed on an entry.
+        """
+
+    def handled(number: int) -> Deferred[None]:
+        """
+        Note that an entry has been handled; it is gone then.
+        """
+
+    def isKnown(key: tuple[str, str]) -> Deferred[bool]:
+        """
+        Whether a message has been added, remembered or put aside.
+
+        @param key: its C{from} and C{message_id}.
+        """
+
+    def remember(key: tuple[str, str]) -> Deferred[None]:
+        """
+        Note that a message that was never added has been handled.
+        """
+
+    def putAside(letter: DeadLetter) -> Deferred[bool]:
+        """
+        Keep a message as a dead letter, be it an entry or not.
+
+        @return: fires with whether that was done; not so if it is none of the
+            inbox's entries, but is known already.
+        """
+
+
+class IOutbox(Interface):
+    """
+    Downstream messages that have been taken over, until they have an outcome
+    and it is reported.  The rules of L{IInbox} hold.
+    """
+
+    def add(message: DownstreamMessage) -> Deferred[OutboxEntry]:
+        """
+        Take a message over.
+
+        @param message: with its C{message_id}.
+        @return: fires with its entry.  Fails with
+            L{StillUnanswered<fcmxmpp.errors.StillUnanswered>} if a message of
+            that C{message_id} has no outcome yet.
+        """
+
+    def load(after: int, limit: int) -> Deferred[list[OutboxEntry]]:
+        """
+        What has no outcome yet, in the order of sending.
+
+        @param after: only entries with greater numbers than this.
+        @param limit: no more than so many.
+        """
+
+    def count() -> Deferred[int]:
+        """
+        How many have no outcome yet.
+        """
+
+    def withdraw(number: int) -> Deferred[None]:
+        """
+        Forget an entry that has not been sent.
+        """
+
+    def settle(number: int, outcome: Outcome, report: bool) -> Deferred[None]:
+        """
+        Note what became of an entry.
+
+        @param report: whether it is yet to be reported.
+        """
+
+    def unreported(after: int, limit: int) -> Deferred[list[SettledEntry]]:
+        """
+        What has an outcome that is yet to be reported, in the order of
+        sending.
+        """
+
+    def reported(number: int) -> Deferred[None]:
+        """
+        Note that an outcome has been reported.  An accepted message is
+        forgotten then; another one is kept for a while, to be looked at.
+        """
+
+
+class IEntrusted(Interface):
+    """
+    What devices have entrusted to a connection server, until an app server
+    has acknowledged it.  The rules of L{IInbox} hold.
+    """
+
+    def add(senderID: str, message: UpstreamMessage | Receipt, expires: float) -> Deferred[EntrustedEntry]:
+        """
+        Take a message over.
+
+        @param expires: until when it is of use, in seconds since 1970.
+        """
+
+    def load(after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
+        """
+        What has not been removed, in the order of arrival.
+        """
+
+    def remove(number: int) -> Deferred[None]:
+        """
+        Forget an entry: it is acknowledged, or of no more use.
+        """
+
+
+class IStore(IService):
+    """
+    A store, as a service: it can be used from its start to its end.
+    """
+
+    inbox = Attribute("An L{IInbox}.")
+    outbox = Attribute("An L{IOutbox}.")
+    entrusted = Attribute("An L{IEntrusted}.")
 
 
 class IResponsible(Interface):
@@ -127,10 +353,12 @@ class IResponsible(Interface):
             taken over, and so must not be acknowledged.
         """
 
-    def takeMalformed(error: MalformedPayload) -> Deferred[None]:
+    def takeMalformed(error: MalformedPayload, text: str) -> Deferred[None]:
         """
         Take over what could not be decoded but names a C{message_id} and a
         C{from}: put it aside.  The result is that of L{take}.
+
+        @param text: what could not be decoded.
         """
 
     def discard(error: MalformedPayload) -> None:
@@ -240,7 +468,7 @@ class Refused(Struct, frozen=True):
 
 class Settled(Struct, frozen=True):
     """
-    The Deferred of a downstream message is about to fire.
+    What became of a downstream message is known.
 
     @ivar error: what it fails with; None if the message was accepted.
     @ivar tries: how often it was written to a stream.

@@ -1,0 +1,3 @@
+"""
+What outlasts the process: see L{fcmxmpp.interfaces.IStore}.
+"""

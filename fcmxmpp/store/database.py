@@ -1,0 +1,244 @@
+"""
+The file of a store: opening it, its schema and its versions, and what its
+errors mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TypeVar
+
+from fcmxmpp.errors import StoreUnavailable
+
+
+__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "transaction"]
+
+_Row = TypeVar("_Row")
+
+#: Marks the file as ours: "fcmx".
+_APPLICATION = 0x66636D78
+#: Seconds that a transaction waits for another process, such as C{fcmxmpp}.
+_BUSY = 5.0
+
+#: What makes each version of the schema of the one before, starting from an
+#: empty file.  What has been released is never changed: add a step.
+_STEPS = (
+    """
+    -- Which upstream messages have been taken over: 16 bytes of BLAKE2b of the
+    -- C{from} and the message_id, because these are long and there are many.
+    CREATE TABLE known (
+        number INTEGER PRIMARY KEY,
+        digest BLOB NOT NULL,
+        at REAL NOT NULL
+    );
+    CREATE UNIQUE INDEX known_digest ON known (digest);
+
+    -- Upstream messages: to be handled, or (with a reason) dead letters.
+    CREATE TABLE inbox (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        from_ TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        body BLOB NOT NULL,
+        arrived REAL NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0,
+        reason TEXT,
+        put_aside REAL
+    );
+    CREATE INDEX inbox_pending ON inbox (number) WHERE reason IS NULL;
+
+    -- Downstream messages: to be sent, then (with an outcome) to be reported,
+    -- then, if they failed, kept for a while to be looked at.
+    CREATE TABLE outbox (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        message_id TEXT NOT NULL,
+        target TEXT NOT NULL,
+        body BLOB NOT NULL,
+        since REAL NOT NULL,
+        outcome BLOB,
+        settled REAL,
+        reported REAL
+    );
+    CREATE UNIQUE INDEX outbox_unsettled ON outbox (message_id) WHERE outcome IS NULL;
+    CREATE INDEX outbox_pending ON outbox (number) WHERE outcome IS NULL;
+    CREATE INDEX outbox_unreported ON outbox (number) WHERE outcome IS NOT NULL AND reported IS NULL;
+    CREATE INDEX outbox_reported ON outbox (reported) WHERE reported IS NOT NULL;
+
+    -- What devices have entrusted to a connection server.
+    CREATE TABLE entrusted (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        sender_id TEXT NOT NULL,
+        body BLOB NOT NULL,
+        expires REAL NOT NULL
+    );
+    """,
+)
+#: The version that this code reads and writes.
+VERSION = len(_STEPS)
+
+
+def connect(path: str, create: bool = True) -> sqlite3.Connection:
+    """
+    Open a store, and bring an older one up to date.
+
+    Commits are durable: write-ahead log, C{synchronous} FULL.
+
+    @param create: whether to make it if it is not there.
+    @raise StoreUnavailable: if that is impossible; the text says why.
+    """
+    if not create and not os.path.exists(path):
+        raise StoreUnavailable(f"there is no such file: {path}")
+    connection = None
+    try:
+        if create:
+            # Messages are nobody else's business.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, cached_statements=256)
+        _prepare(connection)
+    except (sqlite3.Error, OSError, StoreUnavailable) as error:
+        if connection is not None:
+            connection.close()
+        raise StoreUnavailable(explain(error)) from None
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """
+    Check what there is, and bring it up to date.
+    """
+    _checkVersion(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    # 16 MiB of pages in memory: enough for the upper part of a large index.
+    connection.execute("PRAGMA cache_size = -16384")
+    if _versionOf(connection) < VERSION:
+        with transaction(connection):
+            # Another process may have been faster.
+            for step in _STEPS[_checkVersion(connection) :]:
+                for statement in step.split(";"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+    # Not only the header: a file cut short is noticed now.
+    for table in ("known", "inbox", "outbox", "entrusted"):
+        connection.execute(f"SELECT number FROM {table} ORDER BY number DESC LIMIT 1").fetchone()
+
+
+def _versionOf(connection: sqlite3.Connection) -> int:
+    """
+    The version of the schema; 0 for an empty file.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _checkVersion(connection: sqlite3.Connection) -> int:
+    """
+    See to it that this is a store, of a version that is known.
+
+    @return: the version.
+    """
+    version = _versionOf(connection)
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    isEmpty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if application != _APPLICATION and not (isEmpty and application == 0 and version == 0):
+        raise StoreUnavailable("it is a database of another program: name another file")
+    if version > VERSION:
+        raise StoreUnavailable(
+            f"it is of version {version}, and this program knows versions up to {VERSION}: "
+            "use the newer program again, or another file"
+        )
+    return version
+
+
+#: What SQLite says, and what is to be done.
+_ADVICE = (
+    ("disk is full", "the disk is full: make room"),
+    ("readonly", "it is read-only: check the permissions of the file and of its directory"),
+    ("malformed", "the file is damaged: stop the service, and restore the file or move it away"),
+    ("not a database", "the file is no database, or damaged: name another file"),
+    ("locked", "another program keeps it locked: end that program"),
+    ("unable to open", "it cannot be opened: check that the directory is there, and the permissions"),
+    ("disk I/O error", "the disk fails to read or write: check the disk and the kernel's log"),
+)
+
+
+def explain(error: BaseException) -> str:
+    """
+    What is wrong with a store, in one line, and what to do about it.
+    """
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return _ADVICE[0][1]
+        return f"it cannot be opened: {error.strerror or error}"
+    text = str(error)
+    if isinstance(error, sqlite3.Error):
+        for said, advice in _ADVICE:
+            if said in text:
+                return advice
+    return text
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """
+    A transaction that writes.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def lock(path: str) -> int:
+    """
+    Claim a store for this process and its children, until the file is closed
+    or the last of them dies.
+
+    @return: the descriptor of the file beside it that is locked.
+    @raise StoreUnavailable: if another process has it.
+    """
+    try:
+        descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnavailable(explain(error)) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise StoreUnavailable("another process is using it: each service needs a store of its own") from None
+    return descriptor
+
+
+def inChunks(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    """
+    Parts of some rows for statements of their own, of few different lengths, so
+    that the statements are prepared once.
+    """
+    start = 0
+    while start < len(rows):
+        size = 128
+        while size > len(rows) - start:
+            size //= 2
+        yield rows[start : start + size]
+        start += size
+
+
+def insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """
+    Insert rows, many in one statement.
+
+    @param into: the table and its columns.
+    """
+    for chunk in inChunks(rows):
+        values = ",".join(["(" + ",".join("?" * len(chunk[0])) + ")"] * len(chunk))
+        connection.execute(f"INSERT INTO {into} VALUES {values}", list(chain.from_iterable(chunk)))
