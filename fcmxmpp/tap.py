@@ -236,6 +236,11 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     services = _InOrder()
     status = _ExitStatus(reactor, settings.grace)
     status.setServiceParent(services)
+    # First, because whoever has used it is to be gone when it is closed.
+    store = None
+    if settings.store is not None:
+        store = _Store(settings.store, settings, reactor)
+        store.setServiceParent(services)
     endpoint: IStreamClientEndpoint
     handler: Any
     observer = None
@@ -254,10 +259,6 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         handler = _makeHandler(settings, reactor, services)
         credentials = settings.credentials
         endpoint = _makeEndpoint(reactor, settings.endpoint or "")
-    store = None
-    if settings.store is not None:
-        store = _Store(settings.store, settings, reactor)
-        store.setServiceParent(services)
     try:
         server = AppServer(
             endpoint,
