@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random as _random
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 from twisted.application.service import Service
@@ -25,12 +26,17 @@ from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.delivery import MAX_HANDLED, Policy, UpstreamDelivery
 from fcmxmpp.downstream import DownstreamSender
+from fcmxmpp.inbox import InboxDelivery
 from fcmxmpp.interfaces import (
     AppServerEvent,
     IDownstreamSender,
+    IOutcomeHandler,
+    IResponsible,
     ISessionObserver,
+    IStore,
     IUpstreamHandler,
     LinkReady,
+    Stored,
 )
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
 
@@ -58,6 +64,7 @@ class AppServer(Service):
         clock: IReactorTime,
         connections: int = 1,
         policy: Policy | None = None,
+        store: IStore | None = None,
         grace: float = 10.0,
         random: Callable[[], float] = _random.random,
         observer: ISessionObserver | None = None,
@@ -69,16 +76,23 @@ class AppServer(Service):
             object, to send by, and returns the handler.
         @param clock: the reactor.
         @param connections: how many links to keep open.
+        @param policy: how messages are handled; with a store they are, unless
+            this says otherwise, acknowledged when they are stored.
+        @param store: the durable inbox and outbox, a service of its own: it
+            has to be started before this one and stopped after it.
         @param grace: seconds that the handlers that run, and the answers to what was
             sent, get at the stop.
         @param random: gives a number from 0 to 1, for jitter.
         @param server: what the log calls the connection server, such as
             C{"push.example.org:5235"}; never with a secret in it.
-        @raise ValueError: if there is to be no link at all.
+        @raise ValueError: if there is to be no link at all, or no store for
+            the policy C{"stored"}.
         """
         if connections < 1:
             raise ValueError("an AppServer needs at least one connection")
-        policy = policy or Policy()
+        policy = policy or Policy(ack="handled" if store is None else "stored")
+        if policy.ack == "stored" and store is None:
+            raise ValueError("to acknowledge what is stored takes a store")
         self._senderID = credentials.senderID
         self._server = server
         self._ack = policy.ack
@@ -91,6 +105,8 @@ class AppServer(Service):
         if not IUpstreamHandler.providedBy(handler) and callable(handler):
             handler = handler(self)
         verifyObject(IUpstreamHandler, handler)
+        if IOutcomeHandler.providedBy(handler):
+            verifyObject(IOutcomeHandler, handler)
         self.delivery = UpstreamDelivery(
             IUpstreamHandler(handler),
             policy,
@@ -99,11 +115,16 @@ class AppServer(Service):
             observe,
             # Room for those whose connections have broken meanwhile.
             max(MAX_HANDLED, 2 * WINDOW * connections),
+            None if store is None else store.inbox,
         )
+        self._inbox = None if store is None else InboxDelivery(store.inbox, self.delivery, clock)
+        responsible: IResponsible = self.delivery
+        if self._inbox is not None and policy.ack == "stored":
+            responsible = self._inbox
 
         def makeHandler(number: int) -> Callable[[Callable[[], None]], FCMClientProtocol]:
             return lambda drained: FCMClientProtocol(
-                self.delivery, self._sender, clock, observe, drained, number
+                responsible, self._sender, clock, observe, drained, number
             )
 
         self.links = [
@@ -120,11 +141,12 @@ class AppServer(Service):
             for number in range(1, connections + 1)
         ]
 
-    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
+    def send(self, message: DownstreamMessage) -> Deferred[Ack | Stored]:
         """
         See L{IDownstreamSender.send}.
         """
-        return self._sender.send(message)
+        sent: Deferred[Any] = self._sender.send(message)
+        return sent
 
     def startService(self) -> None:
         """
@@ -144,6 +166,8 @@ class AppServer(Service):
             server=self._server,
             ack=self._ack,
         )
+        if self._inbox is not None:
+            self._inbox.start()
         self.links[0].start()
 
     def _linkTold(self, event: AppServerEvent) -> None:
@@ -173,6 +197,8 @@ class AppServer(Service):
         See L{stopService}.
         """
         deadline = self._clock.seconds() + self._grace
+        if self._inbox is not None:
+            self._inbox.stop()
         await self.delivery.stop(self._grace)
         # Until here handlers may send.
         await self._sender.stop(max(0.0, deadline - self._clock.seconds()))

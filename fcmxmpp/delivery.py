@@ -1,21 +1,18 @@
 """
 What stands between the links and the application, upstream: de-duplication,
-order, tries, time-outs, dead letters, and the end.
+order, dead letters, the record of what was handled, and the end.
 
 A message is taken over once, however often and on whichever stream it comes
 in.  L{UpstreamDelivery.take} gives each coming a Deferred of its own; all of
-them fire when the one handling of the message is done.
+them fire when the one handling of the message is done, and recorded where
+there is an inbox.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import inspect
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
-from weakref import WeakSet
 
 from msgspec import Struct
 from twisted.internet.defer import Deferred, fail, succeed
@@ -25,21 +22,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fcmxmpp.errors import (
-    HandlerFailed,
-    HandlerTimedOut,
-    HandlerUnavailable,
-    MalformedPayload,
-    QueueFull,
-    Stopped,
-    StreamLost,
-)
+from fcmxmpp.attempts import Attempts, Task, cancel
+from fcmxmpp.entries import DeadLetter, InboxEntry
+from fcmxmpp.errors import FCMError, MalformedPayload, QueueFull, Stopped, StoreUnavailable, StreamLost
 from fcmxmpp.interfaces import (
     AppServerEvent,
     Arrived,
     DeadLettered,
     Handled,
     HandlingFailed,
+    IInbox,
     IReceiptHandler,
     IResponsible,
     IUpstreamHandler,
@@ -48,7 +40,7 @@ from fcmxmpp.interfaces import (
 )
 from fcmxmpp.lanes import Lanes
 from fcmxmpp.messages import Receipt, UpstreamMessage
-from fcmxmpp.retry import backoff
+from fcmxmpp.payload import encode
 
 
 __all__ = ["POLICIES", "Policy", "UpstreamDelivery"]
@@ -65,8 +57,11 @@ MAX_ACKED = 1000
 MAX_HANDLED = 10_000
 #: How many malformed payloads are logged one by one; after that, one in so many.
 MAX_TOLD = 100
-#: When a message is acknowledged: once it has been handled, or at once.
-POLICIES = ("handled", "received")
+#: Seconds until a store is tried again that does not work.
+STORE_DELAY = 1.0
+#: When a message is acknowledged: once it has been handled, once it is in the
+#: inbox of a store, or at once.
+POLICIES = ("handled", "stored", "received")
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -80,9 +75,9 @@ class Policy(Struct, frozen=True, kw_only=True):
         under C{"handled"} all of them take up the connection server's window.
     @ivar handlerTimeout: seconds that a handler may take.
     @ivar handlerTries: how often a message is tried before it is put aside.
-    @ivar remembered: how many handled messages are remembered, so that they
-        are not handled again; about 300 bytes each, and more where tokens and
-        identifiers are long.
+    @ivar remembered: how many handled messages are remembered in memory, so
+        that they are not handled again; about 300 bytes each, and more where
+        tokens and identifiers are long.
     """
 
     ack: str = "handled"
@@ -101,39 +96,37 @@ class Policy(Struct, frozen=True, kw_only=True):
             raise ValueError("the time-out, the tries and the memory must be positive")
 
 
-class _Handling:
+class _Handling(Task):
     """
-    One message on its way through the handler.
+    One message on its way through the handler, and to the record of that.
     """
 
-    __slots__ = (
-        "attempt",
-        "deadline",
-        "lane",
-        "message",
-        "retry",
-        "since",
-        "tries",
-        "unavailable",
-        "waiters",
-    )
+    __slots__ = ("key", "lane", "letter", "message", "number", "since", "waiters")
 
-    def __init__(self, message: UpstreamMessage | Receipt, lane: str | None, now: float) -> None:
+    def __init__(
+        self,
+        key: Hashable,
+        message: UpstreamMessage | Receipt | None,
+        name: str,
+        lane: str | None = None,
+        now: float = 0.0,
+        tries: int = 0,
+        number: int | None = None,
+    ) -> None:
+        super().__init__(name, tries)
+        #: What it is known by here.
+        self.key = key
+        #: None for what could not be decoded.
         self.message = message
         #: Where it waits for its turn; None if it need not.
         self.lane = lane
         self.since = now
-        #: Tries that count.
-        self.tries = 0
-        #: Tries in a row at which the handler said that it cannot work.
-        self.unavailable = 0
+        #: Of the inbox's entry, if it is one.
+        self.number = number
+        #: What is kept of it, once it is to be put aside.
+        self.letter: DeadLetter | None = None
         #: One Deferred for each time that the message came in.
         self.waiters: list[Deferred[None]] = []
-        #: What the handler returned and has not fired yet, and until when it may.
-        self.attempt: Deferred[Any] | None = None
-        self.deadline = 0.0
-        #: The call that will make the next try.
-        self.retry: IDelayedCall | None = None
 
 
 @implementer(IResponsible)
@@ -155,6 +148,7 @@ class UpstreamDelivery:
         random: Callable[[], float],
         observe: Callable[[AppServerEvent], None] | None = None,
         limit: int = MAX_HANDLED,
+        inbox: IInbox | None = None,
     ) -> None:
         """
         @param handler: the application's; it may provide
@@ -162,6 +156,8 @@ class UpstreamDelivery:
         @param random: gives a number from 0 to 1, for jitter.
         @param observe: is told what happens.
         @param limit: how many messages may be handled at once.
+        @param inbox: where what was handled is recorded, and what was not is
+            put aside.
         """
         self._limit = limit
         self._toldTooMany: float | None = None
@@ -176,31 +172,30 @@ class UpstreamDelivery:
         self._policy = policy
         self._ackFirst = policy.ack == "received"
         self._clock = clock
-        self._random = random
         self._observe = observe
-        self._running: dict[tuple[str, str], _Handling] = {}
+        self._inbox = inbox
+        # By the message's own key, or by the number of the inbox's entry.
+        self._running: dict[Hashable, _Handling] = {}
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
         # Where messages are acknowledged at once: what is about to be handled,
         # in order.
         self._arrived: deque[_Handling] = deque()
         self._turn: IDelayedCall | None = None
-        # The attempts that have not fired, in the order they time out: one
-        # timer serves them all, as the time-out is the same for all.
-        self._attempts: dict[tuple[str, str], _Handling] = {}
-        # Whose attempt a Deferred is; a handler that works in batches may
-        # return one and the same for several messages.
-        self._batches: dict[Deferred[Any], list[_Handling]] = {}
-        # Those that have failed: they hold no failure any more, and would look
-        # like a success if they were returned again.
-        self._failed: WeakSet[Deferred[Any]] = WeakSet()
-        self._sweep: IDelayedCall | None = None
-        self._toldUnavailable: float | None = None
+        self._attempts: Attempts[_Handling] = Attempts(
+            self._call,
+            succeeded=self._handled,
+            failed=self._failedOnce,
+            givenUp=self._givenUp,
+            abandoned=self._abandon,
+            underWay=lambda: len(self._running),
+            timeout=policy.handlerTimeout,
+            tries=policy.handlerTries,
+            clock=clock,
+            random=random,
+        )
         self._stopping = False
         self._graceOver = False
         self._idle: list[Deferred[None]] = []
-        # How many handlers are being called just now: more than one if one
-        # has the next message delivered.
-        self._calling = 0
         self.handled = 0
         self.malformed = 0
         self.deadLetters = 0
@@ -224,7 +219,8 @@ class UpstreamDelivery:
             return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = self._running[key] = _Handling(message, self._laneOf(message), self._clock.seconds())
+        handling = _Handling(key, message, message.message_id, self._laneOf(message), self._clock.seconds())
+        self._running[key] = handling
         if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
@@ -235,6 +231,39 @@ class UpstreamDelivery:
         waiter = self._await(handling)
         self._begin(handling)
         return waiter
+
+    def handle(self, entry: InboxEntry) -> Deferred[None]:
+        """
+        Handle what is in the inbox.
+
+        @return: fires when it is not there any more, because it was handled or
+            put aside; fails with L{Stopped} if it still is.
+        """
+        if self._stopping:
+            return fail(Stopped("stopping"))
+        message = entry.message
+        handling = _Handling(
+            entry.number,
+            message,
+            message.message_id,
+            self._laneOf(message),
+            self._clock.seconds(),
+            entry.tries,
+            entry.number,
+        )
+        self._running[entry.number] = handling
+        waiter = self._await(handling)
+        self._begin(handling)
+        return waiter
+
+    def noteArrived(self, message: UpstreamMessage | Receipt, isNew: bool) -> None:
+        """
+        A message is in the inbox.
+
+        @param isNew: whether it was not before.
+        """
+        if self._observe is not None:
+            self._observe(Arrived(message) if isNew else Repeated(message))
 
     def _laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
         """
@@ -271,13 +300,26 @@ class UpstreamDelivery:
         self.discard(error)
         key = (error.from_, error.message_id)
         handling = self._running.get(key)
-        if handling is not None and (handling.waiters or not self._ackFirst):
-            # An ACK would do for the good message of that name as well.
-            return self._await(handling)
-        if handling is None and key not in self._done:
-            self._remember(key)
-            self._deadLetter(error.message_id, error.from_, f"malformed: {error.reason}")
-        return succeed(None)
+        if handling is not None:
+            if handling.waiters or not self._ackFirst:
+                # An ACK would do for the good message of that name as well.
+                return self._await(handling)
+            return succeed(None)
+        if key in self._done:
+            return succeed(None)
+        if self._stopping and self._inbox is not None:
+            return fail(Stopped("stopping"))
+        handling = self._running[key] = _Handling(key, None, error.message_id)
+        handling.letter = DeadLetter(
+            from_=error.from_,
+            message_id=error.message_id,
+            # Halves of surrogate pairs have no UTF-8 of their own.
+            body=text.encode("utf-8", "backslashreplace"),
+            reason=f"malformed: {error.reason}",
+        )
+        waiter = self._await(handling)
+        self._putAside(handling)
+        return waiter
 
     def discard(self, error: MalformedPayload) -> None:
         """
@@ -341,164 +383,163 @@ class UpstreamDelivery:
         """
         if self._graceOver or (self._stopping and handling.waiters):
             self._abandon(handling)
+        elif self._inbox is None or handling.number is not None:
+            self._attempts.begin(handling)
         else:
-            self._try(handling)
+            self._lookUp(handling)
 
-    # One try.
+    # With an inbox: what was handled before this process was there.
 
-    def _try(self, handling: _Handling) -> None:
+    def _lookUp(self, handling: _Handling) -> None:
+        """
+        Ask the inbox whether a message has been handled before.
+        """
+        assert self._inbox is not None and handling.message is not None
+        known = self._inbox.isKnown(handling.message.key)
+        known.addCallbacks(
+            self._lookedUp, self._storeFailed, callbackArgs=(handling,), errbackArgs=(handling, self._lookUp)
+        )
+
+    def _lookedUp(self, known: bool, handling: _Handling) -> None:
+        """
+        Handle a message if it has not been handled before.
+        """
+        assert handling.message is not None
+        if handling.key not in self._running:
+            # The stop came first.
+            return
+        if known:
+            self._remember(handling.message.key)
+            self._finish(handling)
+        elif self._graceOver or (self._stopping and handling.waiters):
+            self._abandon(handling)
+        else:
+            self._attempts.begin(handling)
+
+    def _storeFailed(self, failure: Failure, handling: _Handling, again: Callable[[_Handling], None]) -> None:
+        """
+        The store does not work, and has said so: the message stays
+        unacknowledged, and it is tried again for as long as it takes.
+        """
+        handling.retry = None
+        if handling.key not in self._running:
+            return
+        if failure.check(FCMError) is None:
+            _log.failure("using the store failed", failure)
+        if self._stopping or failure.check(StoreUnavailable) is None:
+            self._abandon(handling)
+            return
+        handling.retry = self._clock.callLater(STORE_DELAY, again, handling)
+
+    # What comes of the tries.
+
+    def _call(self, handling: _Handling) -> Awaitable[object] | None:
         """
         Give the message to the application.
         """
-        self._calling += 1
-        try:
-            self._call(handling)
-        finally:
-            self._calling -= 1
-
-    def _call(self, handling: _Handling) -> None:
-        """
-        The same, inside of it.
-        """
-        handling.retry = None
         message = handling.message
-        handle = self._handleReceipt if isinstance(message, Receipt) else self._handle
-        try:
-            attempt = _asDeferred(handle(message))
-        except BaseException:
-            # SystemExit, too: one message must not end the process, nor stay
-            # here for ever.
-            self._retryOrPutAside(handling, Failure())
-            return
-        if attempt is None:
-            self._handled(handling)
-            return
-        if attempt in self._failed:
-            error = HandlerFailed("the handler returned a Deferred that has failed before")
-            self._retryOrPutAside(handling, Failure(error))
-            return
-        handling.attempt = attempt
-        handling.deadline = self._clock.seconds() + self._policy.handlerTimeout
-        self._attempts[message.key] = handling
-        batch = self._batches.get(attempt)
-        if batch is not None:
-            batch.append(handling)
-        else:
-            self._batches[attempt] = [handling]
-            attempt.addCallbacks(
-                self._attemptSucceeded, self._attemptFailed, callbackArgs=(attempt,), errbackArgs=(attempt,)
-            )
-            attempt.addErrback(_bug)
-        self._setSweep()
-
-    def _endAttempt(self, handling: _Handling) -> None:
-        """
-        What the handler returned does not matter any more.
-        """
-        handling.attempt = None
-        self._attempts.pop(handling.message.key, None)
-
-    def _attemptSucceeded(self, _: object, attempt: Deferred[Any]) -> None:
-        """
-        What the handler returned has fired.
-        """
-        for handling in self._batches.pop(attempt):
-            if handling.attempt is attempt:
-                self._endAttempt(handling)
-                self._handled(handling)
-
-    def _attemptFailed(self, failure: Failure, attempt: Deferred[Any]) -> None:
-        """
-        What the handler returned has failed.  If it had been given up, that
-        has been told already.
-        """
-        self._failed.add(attempt)
-        for handling in self._batches.pop(attempt):
-            if handling.attempt is attempt:
-                self._endAttempt(handling)
-                self._retryOrPutAside(handling, failure)
+        if isinstance(message, Receipt):
+            return self._handleReceipt(message)
+        return self._handle(message)
 
     def _handled(self, handling: _Handling) -> None:
         """
         The application has handled the message.
         """
-        handling.tries += 1
+        message = handling.message
+        assert message is not None
         self.handled += 1
-        if self._toldUnavailable is not None:
-            self._toldUnavailable = None
-            _log.info("the handler works again")
-        self._remember(handling.message.key)
+        self._remember(message.key)
         if self._observe is not None:
             seconds = self._clock.seconds() - handling.since
-            self._observe(Handled(handling.message, handling.tries, seconds))
-        self._finish(handling)
+            self._observe(Handled(message, handling.tries, seconds))
+        if self._inbox is None:
+            self._finish(handling)
+        else:
+            self._record(handling)
 
-    def _retryOrPutAside(self, handling: _Handling, failure: Failure) -> None:
+    def _record(self, handling: _Handling) -> None:
+        """
+        Have it recorded that a message was handled; only then it is
+        acknowledged, and the next of its device has its turn.
+        """
+        assert self._inbox is not None and handling.message is not None
+        if handling.number is not None:
+            recorded = self._inbox.handled(handling.number)
+        else:
+            recorded = self._inbox.remember(handling.message.key)
+        recorded.addCallbacks(
+            lambda _: self._recorded(handling), self._storeFailed, errbackArgs=(handling, self._record)
+        )
+
+    def _recorded(self, handling: _Handling) -> None:
+        """
+        It is on record what became of a message.
+        """
+        if handling.key in self._running:
+            self._finish(handling)
+
+    def _failedOnce(self, handling: _Handling, delay: float | None) -> None:
         """
         A try has failed.
         """
-        message = handling.message
-        delay: float | None = None
-        if failure.check(HandlerUnavailable) is not None:
-            handling.unavailable += 1
-            delay = backoff(handling.unavailable, self._random())
-        else:
-            handling.unavailable = 0
-            handling.tries += 1
-            if handling.tries < self._policy.handlerTries:
-                delay = backoff(handling.tries, self._random())
-        self._logFailed(handling, failure, delay)
+        assert handling.message is not None
+        if handling.number is not None and delay is not None and not handling.unavailable:
+            assert self._inbox is not None
+            # Without it a message gets more tries than it should; no more.
+            self._inbox.tried(handling.number, handling.tries).addErrback(_ignoreStore)
         if self._observe is not None:
-            self._observe(HandlingFailed(message, handling.tries, delay))
-        if delay is None:
-            self._remember(message.key)
-            reason = f"the handler failed {handling.tries} times, last: {_nameOf(failure)}"
-            self._deadLetter(message.message_id, message.from_, reason)
-            self._finish(handling)
-        elif self._stopping:
-            self._abandon(handling)
-        else:
-            handling.retry = self._clock.callLater(delay, self._try, handling)
+            self._observe(HandlingFailed(handling.message, handling.tries, delay))
 
-    def _logFailed(self, handling: _Handling, failure: Failure, delay: float | None) -> None:
+    def _givenUp(self, handling: _Handling, reason: str) -> None:
         """
-        One failure with its traceback for a message, one line for each more;
-        and no traceback where it would show nothing but ourselves.
+        There are no more tries.
         """
-        if handling.unavailable:
-            self._logUnavailable(failure)
+        message = handling.message
+        assert message is not None
+        self._remember(message.key)
+        handling.letter = self._letterFor(handling, reason)
+        self._putAside(handling)
+
+    def _letterFor(self, handling: _Handling, reason: str) -> DeadLetter:
+        """
+        What is kept of a message that is put aside.
+        """
+        message = handling.message
+        assert message is not None
+        return DeadLetter(
+            number=handling.number,
+            from_=message.from_,
+            message_id=message.message_id,
+            body=b"" if self._inbox is None else encode(message),
+            reason=reason,
+            tries=handling.tries,
+        )
+
+    def _putAside(self, handling: _Handling) -> None:
+        """
+        Keep a message as a dead letter.
+        """
+        assert handling.letter is not None
+        if self._inbox is None:
+            self._isAside(True, handling)
             return
-        name = _nameOf(failure)
-        then = "no more tries" if delay is None else f"next try in {delay:.1f} s"
-        if handling.tries == 1 and failure.check(HandlerFailed) is None:
-            _log.failure(
-                "the handler failed on {message_id!r}: {name}; {then}",
-                _withoutText(failure),
-                message_id=handling.message.message_id[:100],
-                name=name,
-                then=then,
-            )
-        else:
-            _log.warn(
-                "the handler failed {again}on {message_id!r}: {name}; {then}",
-                again="again " if handling.tries > 1 else "",
-                message_id=handling.message.message_id[:100],
-                name=name,
-                then=then,
-            )
+        kept = self._inbox.putAside(handling.letter)
+        kept.addCallbacks(
+            self._isAside, self._storeFailed, callbackArgs=(handling,), errbackArgs=(handling, self._putAside)
+        )
 
-    def _logUnavailable(self, failure: Failure) -> None:
+    def _isAside(self, isNew: bool, handling: _Handling) -> None:
         """
-        Say that the handler cannot work: once a minute, not for each message.
+        A message has been put aside, unless it had been handled before.
         """
-        now = self._clock.seconds()
-        if self._toldUnavailable is None or now - self._toldUnavailable >= 60:
-            self._toldUnavailable = now
-            _log.warn(
-                "the handler cannot work now: {reason}; messages that wait for it: {count}",
-                reason=str(failure.value),
-                count=len(self._running),
-            )
+        letter = handling.letter
+        assert letter is not None
+        self._remember((letter.from_, letter.message_id))
+        if isNew:
+            self._deadLetter(letter)
+        if handling.key in self._running:
+            self._finish(handling)
 
     def _logTooMany(self) -> None:
         """
@@ -512,38 +553,6 @@ class UpstreamDelivery:
                 count=len(self._running),
             )
 
-    # Time-outs.
-
-    def _setSweep(self) -> None:
-        """
-        Have the oldest attempt looked at when its time is up.
-        """
-        if self._sweep is None and self._attempts:
-            oldest = next(iter(self._attempts.values()))
-            delay = max(0.0, oldest.deadline - self._clock.seconds())
-            self._sweep = self._clock.callLater(delay, self._timeOut)
-
-    def _timeOut(self) -> None:
-        """
-        Give up the attempts whose time is up.
-        """
-        self._sweep = None
-        now = self._clock.seconds()
-        late = []
-        for handling in self._attempts.values():
-            if handling.deadline > now:
-                break
-            late.append((handling, handling.attempt))
-        for handling, attempt in late:
-            # Cancelling one may have ended another.
-            if attempt is not None and handling.attempt is attempt:
-                self._endAttempt(handling)
-                _cancel(attempt)
-                self._retryOrPutAside(
-                    handling, Failure(HandlerTimedOut(f"it took more than {self._policy.handlerTimeout:g} s"))
-                )
-        self._setSweep()
-
     # The end of a message.
 
     def _remember(self, key: tuple[str, str]) -> None:
@@ -554,15 +563,20 @@ class UpstreamDelivery:
         if len(self._done) > self._policy.remembered:
             self._done.popitem(last=False)
 
-    def _deadLetter(self, message_id: str, from_: str, reason: str) -> None:
+    def _deadLetter(self, letter: DeadLetter) -> None:
         """
-        Put a message aside: there is no store yet, so in the log, by its
-        C{message_id} and without its contents.
+        A message was put aside: say so, by its C{message_id} and without its
+        contents.
         """
         self.deadLetters += 1
-        _log.error("dead letter {message_id!r}: {reason}", message_id=message_id[:100], reason=reason)
+        _log.error(
+            "dead letter {message_id!r}: {reason}{kept}",
+            message_id=letter.message_id[:100],
+            reason=letter.reason,
+            kept="" if self._inbox is None else "; kept in the store",
+        )
         if self._observe is not None:
-            self._observe(DeadLettered(message_id, from_, reason))
+            self._observe(DeadLettered(letter.message_id, letter.from_, letter.reason))
 
     def _leave(self, handling: _Handling) -> list[Deferred[None]]:
         """
@@ -570,7 +584,7 @@ class UpstreamDelivery:
 
         @return: those who wait for it.
         """
-        del self._running[handling.message.key]
+        del self._running[handling.key]
         waiters, handling.waiters = handling.waiters, []
         return waiters
 
@@ -589,15 +603,17 @@ class UpstreamDelivery:
         """
         The message will not be handled by this process.
         """
-        if handling.message.key not in self._running:
+        if handling.key not in self._running:
             # Its end has come while another one was abandoned.
             return
-        if handling.retry is not None:
-            handling.retry.cancel()
+        self._attempts.withdraw(handling)
         reason = "stopped before the message was handled"
         if self._ackFirst and not handling.waiters:
             # It will not be delivered again, so this is the last trace of it.
-            self._deadLetter(handling.message.message_id, handling.message.from_, reason)
+            letter = self._letterFor(handling, reason)
+            if self._inbox is not None:
+                self._inbox.putAside(letter).addErrback(_ignoreStore)
+            self._deadLetter(letter)
         self._leaveLane(handling)
         for waiter in self._leave(handling):
             waiter.errback(Stopped(reason))
@@ -609,7 +625,7 @@ class UpstreamDelivery:
         Tell those who wait for the end that nothing is being handled any more.
         """
         if self._idle and not self._running:
-            if self._calling:
+            if self._attempts.calling:
                 # A handler had us stopped: its ACK is chained when it returns.
                 self._clock.callLater(0, self._noteIdle)
                 return
@@ -628,6 +644,7 @@ class UpstreamDelivery:
             their messages stay unacknowledged.
         """
         self._stopping = True
+        self._attempts.retryNoMore()
         if self._turn is not None:
             self._turn.cancel()
             self._beginArrived()
@@ -648,84 +665,21 @@ class UpstreamDelivery:
                 _log.warn("{count} handlers did not end in time", count=len(self._running))
         self._graceOver = True
         for handling in list(self._running.values()):
-            attempt = handling.attempt
-            self._endAttempt(handling)
+            attempt = self._attempts.withdraw(handling)
             self._abandon(handling)
             if attempt is not None:
-                _cancel(attempt)
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
+                cancel(attempt)
+        self._attempts.stop()
 
 
-def _asDeferred(result: Any) -> Deferred[Any] | None:
+def _ignoreStore(failure: Failure) -> None:
     """
-    What a handler returned, as a Deferred; None if it is done already.
-
-    @raise TypeError: for a generator, which has not even begun to handle
-        anything.
+    The store does not work, and has said so; this can be done without.
     """
-    if result is None:
-        return None
-    if isinstance(result, Deferred):
-        return result
-    if inspect.iscoroutine(result):
-        return Deferred.fromCoroutine(result)
-    if asyncio.isfuture(result):
-        return Deferred.fromFuture(result)
-    if isinstance(result, concurrent.futures.Future):
-        raise TypeError("the handler returned a concurrent future: use deferToThread")
-    if inspect.isawaitable(result):
-        return Deferred.fromCoroutine(_awaited(result))
-    if inspect.isgenerator(result) or inspect.isasyncgen(result):
-        raise TypeError("the handler is a generator: it must not yield")
-    return None
-
-
-async def _awaited(awaitable: Awaitable[object]) -> object:
-    """
-    Any awaitable, as a coroutine.
-    """
-    return await awaitable
-
-
-def _cancel(attempt: Deferred[Any]) -> None:
-    """
-    Tell the application that its answer is not waited for any more.
-    """
-    try:
-        attempt.cancel()
-    except Exception:
-        # Its own canceller raised; that must not keep us from going on.
-        _log.failure("cancelling the handler failed", _withoutText(Failure()))
-
-
-def _bug(failure: Failure) -> None:
-    """
-    The end of a handler's Deferred: only our own callbacks can have failed.
-    """
-    _log.failure("ending a try failed", failure)
-
-
-def _nameOf(failure: Failure) -> str:
-    """
-    What kind of error it was; or what it says, if that is meant for the log.
-    """
-    kind = type(failure.value)
-    if failure.check(HandlerFailed) is not None:
-        return str(failure.value) or kind.__name__
-    return f"{kind.__module__}.{kind.__qualname__}"
+    failure.trap(FCMError)
 
 
 def _ignoreReceipt(receipt: Receipt) -> None:
     """
     The application does not care for receipts.
     """
-
-
-def _withoutText(failure: Failure) -> Failure:
-    """
-    The same failure, with its type and its traceback, but without its text:
-    that often quotes the message.
-    """
-    return Failure(HandlerFailed(_nameOf(failure)), HandlerFailed, failure.getTracebackObject())

@@ -32,7 +32,7 @@ from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.elementstream import GCMStanza
-from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IUpstreamHandler
+from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IStore, IUpstreamHandler
 from fcmxmpp.messages import (
     DownstreamMessage,
     FromAppServer,
@@ -288,6 +288,7 @@ class _Joined:
         policy: Policy | None,
         grace: float,
         connections: int,
+        store: IStore | None = None,
     ) -> None:
         self.clock = clock
         self.network = MemoryNetwork(clock, factory)
@@ -299,6 +300,7 @@ class _Joined:
             clock=clock,
             connections=connections,
             policy=policy,
+            store=store,
             grace=grace,
             random=lambda: 0.0,
             observer=self.observer,
@@ -351,12 +353,14 @@ class ConnectedPair(_Joined):
         grace: float = 10.0,
         connections: int = 1,
         receipts: bool = False,
+        store: IStore | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        clock = Clock()
+        clock = clock or Clock()
         registry = Registry({SENDER_ID: SERVER_KEY})
         self.connectionServer = ConnectionServer(registry, clock, receipts=receipts)
         self.device = SimulatedDevice(self.connectionServer, SENDER_ID, "tok-A")
-        super().__init__(self.connectionServer.factory, clock, handler, policy, grace, connections)
+        super().__init__(self.connectionServer.factory, clock, handler, policy, grace, connections, store)
 
 
 def connectedPair(
@@ -365,6 +369,8 @@ def connectedPair(
     grace: float = 10.0,
     connections: int = 1,
     receipts: bool = False,
+    store: IStore | None = None,
+    clock: Clock | None = None,
 ) -> ConnectedPair:
     """
     An app server with this handler, logged in to a connection server, in
@@ -376,8 +382,11 @@ def connectedPair(
         one.
     @param connections: how many links the app server has.
     @param receipts: whether the connection server sends delivery receipts.
+    @param store: the app server's, such as a
+        L{MemoryStore<fcmxmpp.store.memory.MemoryStore>} with C{clock.seconds}.
+    @param clock: the time; a new one from 0, if not given.
     """
-    return ConnectedPair(handler, policy, grace, connections, receipts)
+    return ConnectedPair(handler, policy, grace, connections, receipts, store, clock)
 
 
 class _Anyone(Registry):

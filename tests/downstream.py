@@ -52,7 +52,7 @@ class _TakesNothing:
         """
         return succeed(None)
 
-    def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
+    def takeMalformed(self, error: MalformedPayload, text: str) -> Deferred[None]:
         """
         See L{IResponsible.takeMalformed}.
         """

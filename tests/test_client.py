@@ -69,7 +69,7 @@ class Taker:
         self.taken.append(message)
         return self.answer()
 
-    def takeMalformed(self, error: MalformedPayload) -> Deferred[None]:
+    def takeMalformed(self, error: MalformedPayload, text: str) -> Deferred[None]:
         """
         See L{IResponsible.takeMalformed}.
         """

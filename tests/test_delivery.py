@@ -335,7 +335,7 @@ class PolicyTests(DeliveryCase):
         An unknown policy is refused, and the error names the known ones.
         """
         error = self.assertRaises(ValueError, Policy, ack="maybe")
-        self.assertIn("handled, received", str(error))
+        self.assertIn("handled, stored, received", str(error))
 
     def test_senseless(self) -> None:
         """
@@ -375,9 +375,9 @@ class PolicyTests(DeliveryCase):
                 for message_id in ("m-1", "m-1", "bad"):
                     delivery.take(upstream(message_id)).addBoth(outcomes.append)
                 clock.advance(0)
-                delivery.takeMalformed(MalformedPayload("bad", "m-9", "tok-A")).addBoth(outcomes.append)
+                delivery.takeMalformed(MalformedPayload("bad", "m-9", "tok-A"), "{}").addBoth(outcomes.append)
             self.assertEqual((2, 1), (delivery.deadLetters, delivery.malformed))
-        self.assertEqual([None] * 8, outcomes)
+        self.assertEqual([None] * 4 * len(POLICIES), outcomes)
         self.assertEqual([], clock.getDelayedCalls())
 
 
@@ -452,7 +452,7 @@ class HandledPolicyTests(DeliveryCase):
                 self.assertEqual(2, harness.delivery.handled)
                 harness.take(upstream("m-1"), upstream("m-2"), receipt("d-1"))
                 harness.clock.advance(0)
-                harness.delivery.takeMalformed(MalformedPayload("No", "m-3", "tok-A"))
+                harness.delivery.takeMalformed(MalformedPayload("No", "m-3", "tok-A"), "{}")
             counts = (harness.delivery.handled, harness.delivery.deadLetters, harness.delivery.malformed)
             self.assertEqual((3, 1, 1), counts)
 
@@ -1512,7 +1512,7 @@ class MalformedTests(DeliveryCase):
         acknowledged; the handler does not see it.
         """
         harness = self.makeDelivery()
-        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A")))
+        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A"), "{}"))
         self.assertEqual((["m-1"], []), (harness.acknowledged, harness.handler.messages))
         self.assertEqual((1, 1), (harness.delivery.malformed, harness.delivery.deadLetters))
         self.assertEqual(
@@ -1527,7 +1527,7 @@ class MalformedTests(DeliveryCase):
         """
         harness = self.makeDelivery()
         for _ in range(3):
-            harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A")))
+            harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A"), "{}"))
         self.assertEqual(["m-1"] * 3, harness.acknowledged)
         self.assertEqual((3, 1), (harness.delivery.malformed, harness.delivery.deadLetters))
 
@@ -1536,7 +1536,7 @@ class MalformedTests(DeliveryCase):
         A good message by the name of a dead letter is a duplicate.
         """
         harness = self.makeDelivery()
-        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A")))
+        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A"), "{}"))
         harness.take(upstream("m-1"))
         self.assertEqual((["m-1"] * 2, []), (harness.acknowledged, harness.handler.messages))
 
@@ -1547,7 +1547,7 @@ class MalformedTests(DeliveryCase):
         """
         harness = self.makeDelivery()
         harness.take(upstream("m-1"))
-        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A")))
+        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A"), "{}"))
         self.assertEqual((["m-1"] * 2, 0), (harness.acknowledged, harness.delivery.deadLetters))
 
     def test_goodRunning(self) -> None:
@@ -1558,7 +1558,7 @@ class MalformedTests(DeliveryCase):
         result: Deferred[None] = Deferred()
         harness = self.makeDelivery(lambda _: result)
         harness.take(upstream("m-1"))
-        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A")))
+        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No", "m-1", "tok-A"), "{}"))
         self.assertEqual(([], 0), (harness.outcomes, harness.delivery.deadLetters))
         result.callback(None)
         self.assertEqual(["m-1", "m-1"], harness.acknowledged)
@@ -1591,7 +1591,7 @@ class MalformedTests(DeliveryCase):
         harness = self.makeDelivery()
         with capturedLogs() as events:
             harness.delivery.discard(MalformedPayload("No sense"))
-            harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A"))
+            harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A"), "{}")
         self.assertEqual(
             [
                 (LogLevel.warn, "a malformed payload from the connection server: No sense (1 so far)"),
@@ -2114,7 +2114,7 @@ class BatchTests(DeliveryCase):
         for number in range(MAX_ACKED):
             harness.delivery.take(upstream(f"m-{number}"))
         waiting = [harness.delivery.take(upstream("last")) for _ in range(2)]
-        waiting.append(harness.delivery.takeMalformed(MalformedPayload("No", "last", "tok-A")))
+        waiting.append(harness.delivery.takeMalformed(MalformedPayload("No", "last", "tok-A"), "{}"))
         for deferred in waiting:
             self.assertNoResult(deferred)
         with self.logs():

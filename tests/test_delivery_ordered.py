@@ -562,7 +562,7 @@ class DuplicateTests(OrderedCase):
         """
         harness = self.makeOrdered()
         harness.take(*messages("a1", "a2"))
-        harness.note("a2", harness.delivery.takeMalformed(MalformedPayload("No", "a2", "tok-a")))
+        harness.note("a2", harness.delivery.takeMalformed(MalformedPayload("No", "a2", "tok-a"), "{}"))
         self.finish("a1")
         self.assertEqual(["a1"], harness.acknowledged)
         self.finish("a2")

@@ -17,7 +17,7 @@ from typing import TypeVar
 from fcmxmpp.errors import StoreUnavailable
 
 
-__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "transaction"]
+__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "parseStore", "transaction"]
 
 _Row = TypeVar("_Row")
 
@@ -80,6 +80,20 @@ _STEPS = (
 )
 #: The version that this code reads and writes.
 VERSION = len(_STEPS)
+
+
+def parseStore(description: str) -> str:
+    """
+    Read what people say for a store: C{sqlite:PATH}.
+
+    @return: the absolute path of its file.
+    @raise ValueError: if it is nothing of that kind; the text says what it has
+        to look like, in one line.
+    """
+    kind, _, path = description.partition(":")
+    if kind != "sqlite" or not path:
+        raise ValueError("a store has to be sqlite:PATH")
+    return os.path.abspath(path)
 
 
 def connect(path: str, create: bool = True) -> sqlite3.Connection:

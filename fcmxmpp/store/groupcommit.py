@@ -200,13 +200,12 @@ class GroupCommit:
         """
         A transaction has failed, as a whole.
         """
-        error: FCMError
+        assert failure.value is not None
         if failure.check(sqlite3.Error, OSError, StoreUnavailable) is None:
             # Ours, not the store's.
             _log.failure("using the store {name} failed", failure, name=self._name)
-            error = StoreUnavailable(f"a bug: {failure.type.__name__}")
+            error = StoreUnavailable(f"a bug: {type(failure.value).__name__}")
         else:
-            assert failure.value is not None
             error = StoreUnavailable(explain(failure.value))
             now = self._reactor.seconds()
             if self._told is None or now - self._told >= REMIND:

@@ -1,0 +1,288 @@
+"""
+From the inbox to the application, and from the links to the inbox.
+
+Under the policy C{stored} a message is acknowledged when its commit is done,
+and handled after that, from the inbox; so an application that is slow, or down,
+does not hold up the connection server.  What waits is on the disk; in memory
+are only so many.
+
+Under every policy what the inbox holds is handled: what a process left that
+died, and what C{fcmxmpp inbox retry} put back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from fcmxmpp.delivery import STORE_DELAY, UpstreamDelivery
+from fcmxmpp.entries import InboxEntry
+from fcmxmpp.errors import FCMError, MalformedPayload, QueueFull, Stopped, StoreUnavailable
+from fcmxmpp.interfaces import IInbox, IResponsible
+from fcmxmpp.messages import Receipt, UpstreamMessage
+
+
+__all__ = ["InboxDelivery"]
+
+_log = Logger()
+
+#: How many messages of the inbox are in memory, and may be handled at once.
+AT_ONCE = 1000
+#: How many commits may be under way.  A connection server that keeps to its
+#: windows never gets there.
+MAX_COMMITS = 10_000
+#: Seconds between looks for what others have put into the inbox.
+POLL = 5.0
+
+
+class _Commit:
+    """
+    A message whose commit is under way.
+    """
+
+    __slots__ = ("message", "result", "retry")
+
+    def __init__(self, message: UpstreamMessage | Receipt) -> None:
+        self.message = message
+        self.result: Deferred[None] = Deferred()
+        #: The call that will try it again, while the store does not work.
+        self.retry: IDelayedCall | None = None
+
+
+@implementer(IResponsible)
+class InboxDelivery:
+    """
+    Takes responsibility for what the links bring by committing it to an inbox,
+    and has handled what is there, in its order.
+    """
+
+    def __init__(
+        self, inbox: IInbox, delivery: UpstreamDelivery, clock: IReactorTime, atOnce: int = AT_ONCE
+    ) -> None:
+        """
+        @param delivery: what has messages handled.
+        @param atOnce: how many messages are in memory.
+        """
+        self._inbox = inbox
+        self._delivery = delivery
+        self._clock = clock
+        self._atOnce = atOnce
+        self._commits: set[_Commit] = set()
+        self._toldTooMany: float | None = None
+        # What has been committed and is about to be handled: its ACK first.
+        self._fresh: deque[InboxEntry] = deque()
+        self._turn: IDelayedCall | None = None
+        # Up to where the inbox has been given to the delivery; whether there
+        # may be something behind that is only on the disk; and whether that is
+        # being read, and more has come meanwhile.
+        self._last = 0
+        self._behind = True
+        self._loading = False
+        self._more = False
+        self._inHand = 0
+        self._poll: IDelayedCall | None = None
+        self._running = False
+
+    def start(self) -> None:
+        """
+        Handle what is in the inbox, and what comes.
+        """
+        self._running = True
+        self._load()
+
+    # From the links to the inbox.
+
+    def take(self, message: UpstreamMessage | Receipt) -> Deferred[None]:
+        """
+        See L{IResponsible.take}.
+
+        @return: fires when the message is in the inbox, or has been there.
+        """
+        if not self._running:
+            return fail(Stopped("stopping"))
+        if len(self._commits) >= MAX_COMMITS:
+            self._logTooMany()
+            return fail(QueueFull("too many messages wait for the store"))
+        commit = _Commit(message)
+        self._commits.add(commit)
+        self._commit(commit)
+        return commit.result
+
+    def _logTooMany(self) -> None:
+        """
+        Say that too much waits for the store: once a minute.
+        """
+        now = self._clock.seconds()
+        if self._toldTooMany is None or now - self._toldTooMany >= 60:
+            self._toldTooMany = now
+            _log.error(
+                "{count} messages wait for the store; no more are taken over, and they are not acknowledged",
+                count=len(self._commits),
+            )
+
+    def _commit(self, commit: _Commit) -> None:
+        """
+        Have a message committed.
+        """
+        commit.retry = None
+        added = self._inbox.add(commit.message)
+        added.addCallbacks(self._added, self._notAdded, callbackArgs=(commit,), errbackArgs=(commit,))
+
+    def _added(self, entry: InboxEntry | None, commit: _Commit) -> None:
+        """
+        A message is in the inbox, or was there before.
+        """
+        self._commits.discard(commit)
+        self._delivery.noteArrived(commit.message, entry is not None)
+        if entry is not None:
+            self._give(entry)
+        commit.result.callback(None)
+
+    def _notAdded(self, failure: Failure, commit: _Commit) -> None:
+        """
+        The store does not work, and has said so: the message stays
+        unacknowledged, and it is tried again for as long as it takes.
+        """
+        if failure.check(FCMError) is None:
+            _log.failure("using the store failed", failure)
+        if self._running and failure.check(StoreUnavailable) is not None:
+            commit.retry = self._clock.callLater(STORE_DELAY, self._commit, commit)
+        else:
+            self._giveUp(commit)
+
+    def _giveUp(self, commit: _Commit) -> None:
+        """
+        A message will not get into the inbox.
+        """
+        self._commits.discard(commit)
+        if commit.retry is not None:
+            commit.retry.cancel()
+        commit.result.errback(Stopped("stopped before the message was stored"))
+
+    def takeMalformed(self, error: MalformedPayload, text: str) -> Deferred[None]:
+        """
+        See L{IResponsible.takeMalformed}.
+        """
+        return self._delivery.takeMalformed(error, text)
+
+    def discard(self, error: MalformedPayload) -> None:
+        """
+        See L{IResponsible.discard}.
+        """
+        self._delivery.discard(error)
+
+    # From the inbox to the application.
+
+    def _give(self, entry: InboxEntry) -> None:
+        """
+        Have a new entry handled, unless others come first that are only on the
+        disk.
+        """
+        if self._loading:
+            self._more = True
+        elif self._behind or entry.number != self._last + 1 or self._inHand >= self._atOnce:
+            # A gap means that somebody else has put something into the inbox.
+            self._behind = True
+            self._loadIfRoom()
+        else:
+            self._hand(entry)
+
+    def _hand(self, entry: InboxEntry) -> None:
+        """
+        Have an entry handled: not at once, so that its ACK goes out first.
+        """
+        self._last = entry.number
+        self._inHand += 1
+        if self._turn is None:
+            self._turn = self._clock.callLater(0, self._handle)
+        self._fresh.append(entry)
+
+    def _handle(self) -> None:
+        """
+        Have handled what has come since this was called last.
+        """
+        self._turn = None
+        while self._fresh:
+            handled = self._delivery.handle(self._fresh.popleft())
+            handled.addErrback(_stillThere)
+            handled.addCallback(self._isDone)
+
+    def _isDone(self, _: object) -> None:
+        """
+        There is room for another message.
+        """
+        self._inHand -= 1
+        if self._behind:
+            self._loadIfRoom()
+
+    def _loadIfRoom(self) -> None:
+        """
+        Read on when half of what was in memory is done.
+        """
+        if not self._loading and self._running and self._inHand <= self._atOnce // 2:
+            self._load()
+
+    def _load(self) -> None:
+        """
+        Read what comes next.
+        """
+        if self._poll is not None:
+            if self._poll.active():
+                self._poll.cancel()
+            self._poll = None
+        self._loading, self._more = True, False
+        limit = self._atOnce - self._inHand
+        loaded = self._inbox.load(self._last, limit)
+        loaded.addCallbacks(self._loaded, self._notLoaded, callbackArgs=(limit,))
+
+    def _loaded(self, entries: list[InboxEntry], limit: int) -> None:
+        """
+        Have handled what was read.
+        """
+        self._loading = False
+        if not self._running:
+            return
+        for entry in entries:
+            self._hand(entry)
+        self._behind = self._more or len(entries) >= limit
+        if self._behind:
+            self._loadIfRoom()
+        else:
+            self._poll = self._clock.callLater(POLL, self._load)
+
+    def _notLoaded(self, failure: Failure) -> None:
+        """
+        The store does not work, and has said so: try again.
+        """
+        self._loading = False
+        self._behind = True
+        if failure.check(FCMError) is None:
+            _log.failure("reading the inbox failed", failure)
+        if self._running:
+            self._poll = self._clock.callLater(STORE_DELAY, self._load)
+
+    def stop(self) -> None:
+        """
+        Take nothing more, and begin nothing more: it is in the inbox.
+        """
+        self._running = False
+        for call in (self._turn, self._poll):
+            if call is not None and call.active():
+                call.cancel()
+        self._turn = self._poll = None
+        self._fresh.clear()
+        for commit in list(self._commits):
+            if commit.retry is not None:
+                self._giveUp(commit)
+
+
+def _stillThere(failure: Failure) -> None:
+    """
+    The stop came before the message was handled: the next start finds it.
+    """
+    failure.trap(Stopped)
