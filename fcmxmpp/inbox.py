@@ -79,11 +79,10 @@ class InboxDelivery:
         self._turn: IDelayedCall | None = None
         # Up to where the inbox has been given to the delivery; whether there
         # may be something behind that is only on the disk; and whether that is
-        # being read, and more has come meanwhile.
+        # being read.
         self._last = 0
         self._behind = True
         self._loading = False
-        self._more = False
         self._inHand = 0
         self._poll: IDelayedCall | None = None
         self._running = False
@@ -184,8 +183,9 @@ class InboxDelivery:
         disk.
         """
         if self._loading:
-            self._more = True
-        elif self._behind or entry.number != self._last + 1 or self._inHand >= self._atOnce:
+            # It is read, or else the next look finds it.
+            return
+        if self._behind or entry.number != self._last + 1 or self._inHand >= self._atOnce:
             # A gap means that somebody else has put something into the inbox.
             self._behind = True
             self._loadIfRoom()
@@ -235,7 +235,7 @@ class InboxDelivery:
             if self._poll.active():
                 self._poll.cancel()
             self._poll = None
-        self._loading, self._more = True, False
+        self._loading = True
         limit = self._atOnce - self._inHand
         loaded = self._inbox.load(self._last, limit)
         loaded.addCallbacks(self._loaded, self._notLoaded, callbackArgs=(limit,))
@@ -249,7 +249,7 @@ class InboxDelivery:
             return
         for entry in entries:
             self._hand(entry)
-        self._behind = self._more or len(entries) >= limit
+        self._behind = len(entries) >= limit
         if self._behind:
             self._loadIfRoom()
         else:

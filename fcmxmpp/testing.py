@@ -1,7 +1,8 @@
 """
 The test kit, for this package's own tests and for those of its users: an app
 server and a connection server joined in memory, a handler that records, and a
-connection server that does as it is told.
+connection server that does as it is told.  And what every store has to do, as
+tests: see L{fcmxmpp.contracts}.
 
 Nothing here is a stand-in for code of the package: the streams, the login and
 the conversation are the real ones, only sockets and time are not.  A test of a
@@ -29,6 +30,7 @@ from zope.interface import implementer
 
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
+from fcmxmpp.contracts import EntrustedContract, InboxContract, OutboxContract
 from fcmxmpp.delivery import Policy
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.elementstream import GCMStanza
@@ -51,7 +53,10 @@ __all__ = [
     "SENDER_ID",
     "SERVER_KEY",
     "ConnectedPair",
+    "EntrustedContract",
+    "InboxContract",
     "MemoryNetwork",
+    "OutboxContract",
     "RecordingHandler",
     "RecordingObserver",
     "ScriptedConnectionServer",

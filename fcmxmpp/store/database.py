@@ -109,11 +109,17 @@ def connect(path: str, create: bool = True) -> sqlite3.Connection:
         raise StoreUnavailable(f"there is no such file: {path}")
     connection = None
     try:
-        if create:
-            # Messages are nobody else's business.
+        if create and not os.path.exists(path):
+            # Messages are nobody else's business.  One that is there must not
+            # be opened: to close it would end the locks that this process has
+            # on it, those of another connection included.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, cached_statements=256)
         _prepare(connection)
+        if create:
+            # Whether it can be written to.
+            with transaction(connection):
+                pass
     except (sqlite3.Error, OSError, StoreUnavailable) as error:
         if connection is not None:
             connection.close()
@@ -206,11 +212,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def lock(path: str) -> int:

@@ -90,6 +90,7 @@ class GroupCommit:
         """
         Start the thread.
         """
+        self._ended = None
         self._thread = Thread(target=self._run, name=f"store {self._name}", daemon=True)
         self._thread.start()
 
@@ -152,16 +153,16 @@ class GroupCommit:
                     connection = self._connect()
                 results = _transact(connection, batch)
             except Exception:
-                # What is broken is opened anew.
                 failure = Failure()
-                if connection is not None:
-                    _close(connection)
+                if connection is not None and not _undo(connection):
+                    # What is broken is opened anew.
+                    connection.close()
                     connection = None
                 self._reactor.callFromThread(self._failed, batch, failure)
             else:
                 self._reactor.callFromThread(self._done, batch, results)
         if connection is not None:
-            _close(connection)
+            connection.close()
         self._reactor.callFromThread(self._hasEnded)
 
     def _collect(self, jobs: list[_Job], ended: bool) -> bool:
@@ -248,11 +249,22 @@ def _transact(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
     return results
 
 
-def _close(connection: sqlite3.Connection) -> None:
+def _undo(connection: sqlite3.Connection) -> bool:
     """
-    Close a database; what is not committed is undone by that.
+    Undo what a transaction did that has failed.
+
+    The connection is kept for that.  A commit that failed while it was being
+    synchronised stands in the log as a whole, and whoever opens the file next
+    takes it for one that did not fail.  This connection knows better: it
+    writes its next commit over it.
+
+    @return: whether that was possible.
     """
     try:
-        connection.close()
-    except sqlite3.Error as error:
-        _log.warn("closing the store failed: {error}", error=explain(error))
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        # Whether it can be read at all.
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        return False
+    return True

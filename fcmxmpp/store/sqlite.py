@@ -16,6 +16,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -34,7 +35,7 @@ from fcmxmpp.entries import (
 from fcmxmpp.errors import FCMError, StillUnanswered
 from fcmxmpp.interfaces import IEntrusted, IInbox, IOutbox, IStore
 from fcmxmpp.messages import DownstreamMessage, Receipt, UpstreamMessage
-from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer, encode
+from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer
 from fcmxmpp.store.database import connect, inChunks, insert, lock
 from fcmxmpp.store.groupcommit import MOST, GroupCommit
 
@@ -50,6 +51,10 @@ REST, STRIDE = 60.0, 0.05
 #: How many rows a step of the sweep takes away, at least and at most, and the
 #: seconds that it may take.
 FEW, MANY, BRIEF = 20, 2000, 0.005
+
+# Not that of fcmxmpp.payload: its escapes for XML may make six bytes of one, and
+# what comes out may then be too long to be read again.
+_encode = msgspec.json.Encoder().encode
 
 _Connection = sqlite3.Connection
 _Upstream = UpstreamMessage | Receipt
@@ -169,16 +174,18 @@ def _noteTries(connection: _Connection, tries: Sequence[tuple[int, int]]) -> lis
     See L{IInbox.tried}.
     """
     for number, count in tries:
-        connection.execute("UPDATE inbox SET tries = ? WHERE number = ?", (count, number))
+        connection.execute("UPDATE inbox SET tries = ? WHERE number = ? AND reason IS NULL", (count, number))
     return [None] * len(tries)
 
 
-def _deleteFrom(table: str, connection: _Connection, numbers: Sequence[int]) -> list[None]:
+def _delete(connection: _Connection, rows: str, numbers: Sequence[int]) -> list[None]:
     """
     Delete rows.
+
+    @param rows: the table, C{WHERE}, and what else holds for them.
     """
     for chunk in inChunks(numbers):
-        connection.execute(f"DELETE FROM {table} WHERE number IN ({_marks(chunk)})", chunk)
+        connection.execute(f"DELETE FROM {rows} number IN ({_marks(chunk)})", chunk)
     return [None] * len(numbers)
 
 
@@ -186,7 +193,7 @@ def _noteHandled(connection: _Connection, numbers: Sequence[int]) -> list[None]:
     """
     See L{IInbox.handled}.
     """
-    return _deleteFrom("inbox", connection, numbers)
+    return _delete(connection, "inbox WHERE reason IS NULL AND", numbers)
 
 
 def _areKnown(connection: _Connection, digests: Sequence[bytes]) -> list[bool]:
@@ -244,7 +251,7 @@ class _Inbox:
         """
         See L{IInbox.add}.
         """
-        return self._do(_addToInbox, (message, encode(message), self._seconds()))
+        return self._do(_addToInbox, (message, _encode(message), self._seconds()))
 
     def load(self, after: int, limit: int) -> Deferred[list[InboxEntry]]:
         """
@@ -346,16 +353,18 @@ def _withdraw(connection: _Connection, numbers: Sequence[int]) -> list[None]:
     """
     See L{IOutbox.withdraw}.
     """
-    return _deleteFrom("outbox", connection, numbers)
+    return _delete(connection, "outbox WHERE outcome IS NULL AND", numbers)
 
 
 def _settle(connection: _Connection, outcomes: Sequence[tuple[int, Outcome, bytes, bool]]) -> list[None]:
     """
     See L{IOutbox.settle}.
     """
-    done = [number for number, outcome, _, report in outcomes if outcome.error is None and not report]
-    _deleteFrom("outbox", connection, done)
-    for number, outcome, body, report in outcomes:
+    # The first outcome of a message stands.
+    first = {number: (outcome, body, report) for number, outcome, body, report in reversed(outcomes)}
+    done = [number for number, (outcome, _, report) in first.items() if outcome.error is None and not report]
+    _delete(connection, "outbox WHERE outcome IS NULL AND", done)
+    for number, (outcome, body, report) in first.items():
         if outcome.error is not None or report:
             connection.execute(
                 "UPDATE outbox SET outcome = ?, settled = ?, reported = ? "
@@ -390,11 +399,14 @@ def _noteReported(connection: _Connection, reports: Sequence[tuple[int, float]])
     for chunk in inChunks([number for number, _ in reports]):
         marks = _marks(chunk)
         connection.execute(
-            f"DELETE FROM outbox WHERE number IN ({marks}) AND json_extract(outcome, '$.error') IS NULL",
+            f"DELETE FROM outbox WHERE number IN ({marks}) AND outcome IS NOT NULL "
+            # SQLite's newer versions take a BLOB for JSON of their own format.
+            "AND json_extract(CAST(outcome AS TEXT), '$.error') IS NULL",
             chunk,
         )
         connection.execute(
-            f"UPDATE outbox SET reported = ? WHERE number IN ({marks}) AND outcome IS NOT NULL",
+            f"UPDATE outbox SET reported = ? WHERE number IN ({marks}) "
+            "AND outcome IS NOT NULL AND reported IS NULL",
             [now, *chunk],
         )
     return [None] * len(reports)
@@ -414,7 +426,7 @@ class _Outbox:
         """
         See L{IOutbox.add}.
         """
-        return self._do(_addToOutbox, (message, encode(message), self._seconds()))
+        return self._do(_addToOutbox, (message, _encode(message), self._seconds()))
 
     def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry]]:
         """
@@ -495,7 +507,7 @@ def _removeEntrusted(connection: _Connection, numbers: Sequence[int]) -> list[No
     """
     See L{IEntrusted.remove}.
     """
-    return _deleteFrom("entrusted", connection, numbers)
+    return _delete(connection, "entrusted WHERE", numbers)
 
 
 @implementer(IEntrusted)
@@ -511,7 +523,7 @@ class _Entrusted:
         """
         See L{IEntrusted.add}.
         """
-        return self._do(_entrust, (senderID, message, encode(message), expires))
+        return self._do(_entrust, (senderID, message, _encode(message), expires))
 
     def load(self, after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
         """
