@@ -28,8 +28,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from OpenSSL.crypto import FILETYPE_PEM
 from crash_checks import compare, holds, left, lines
+from OpenSSL.crypto import FILETYPE_PEM
 from upstream import selfSigned
 
 

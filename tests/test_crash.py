@@ -247,7 +247,7 @@ class CheckTests(SynchronousTestCase):
             ("app", "INSERT INTO inbox (from_, message_id, body, arrived) VALUES ('t', 'u', '{}', 1.0)", 3),
             (
                 "app",
-                "INSERT INTO inbox (from_, message_id, body, arrived, reason) VALUES ('t', 'v', '{}', 1.0, 'x')",
+                "INSERT INTO inbox (from_, message_id, body, arrived, reason) VALUES (1, 1, 1, 1, 'x')",
                 4,
             ),
             ("server", "INSERT INTO entrusted (sender_id, body, expires) VALUES ('1', '{}', 1.0)", 5),
