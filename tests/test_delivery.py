@@ -1512,7 +1512,9 @@ class MalformedTests(DeliveryCase):
         acknowledged; the handler does not see it.
         """
         harness = self.makeDelivery()
-        harness.note("m-1", harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A"), "{}"))
+        harness.note(
+            "m-1", harness.delivery.takeMalformed(MalformedPayload("No sense", "m-1", "tok-A"), "{}")
+        )
         self.assertEqual((["m-1"], []), (harness.acknowledged, harness.handler.messages))
         self.assertEqual((1, 1), (harness.delivery.malformed, harness.delivery.deadLetters))
         self.assertEqual(
