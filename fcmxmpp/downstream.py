@@ -86,6 +86,7 @@ class _Outgoing:
         "message",
         "message_id",
         "newToken",
+        "noteTries",
         "number",
         "refusals",
         "result",
@@ -94,16 +95,23 @@ class _Outgoing:
     )
 
     def __init__(
-        self, number: int, message: DownstreamMessage, message_id: str, now: float, result: Deferred[Ack]
+        self,
+        number: int,
+        message: DownstreamMessage,
+        message_id: str,
+        since: float,
+        result: Deferred[Ack],
+        noteTries: Callable[[int], object] | None,
     ) -> None:
         #: Counts the messages; what is sent again goes by it.
         self.number = number
         self.message = message
         self.message_id = message_id
         self.result = result
-        self.since = now
+        self.noteTries = noteTries
+        self.since = since
         ttl = MAX_DOWNSTREAM_TTL if message.time_to_live is None else message.time_to_live
-        self.expires = now + max(ttl, NOW)
+        self.expires = since + max(ttl, NOW)
         #: How often it has been written to a stream, and NACKed for a reason
         #: that passes; and the last such reason.
         self.tries = 0
@@ -234,34 +242,64 @@ class DownstreamSender:
 
     # What the application does.
 
-    def send(self, message: DownstreamMessage) -> Deferred[Ack]:
+    def prepare(self, message: DownstreamMessage) -> DownstreamMessage:
+        """
+        See whether a message could be sent now.
+
+        @return: the message, with a C{message_id}.
+        @raise FCMError: if not: what L{send} would fail with at once.
+        """
+        if self._deadline is not None:
+            raise Stopped("the app server has stopped")
+        if isinstance(message, DownstreamMessage) and message.message_id is None:
+            message = structs.replace(message, message_id=self._newID())
+        checkSendable(message)
+        if message.message_id in self._unsettled:
+            raise StillUnanswered
+        _checkSize(message)
+        self._checkRoom(message)
+        return message
+
+    def send(
+        self,
+        message: DownstreamMessage,
+        since: float | None = None,
+        noteTries: Callable[[int], object] | None = None,
+    ) -> Deferred[Ack]:
         """
         See L{IDownstreamSender.send<fcmxmpp.interfaces.IDownstreamSender.send>},
         without a store.
+
+        @param since: when it was sent first, in the seconds of the clock: its
+            C{time_to_live} counts from then.  None for now.
+        @param noteTries: is called just before the message is settled, with
+            how often it was written to a stream.
         """
-        if self._deadline is not None:
-            return fail(Stopped("the app server has stopped"))
         try:
-            if isinstance(message, DownstreamMessage) and message.message_id is None:
-                message = structs.replace(message, message_id=self._newID())
-            checkSendable(message)
-            message_id = message.message_id
-            assert message_id is not None
-            if message_id in self._unsettled:
-                raise StillUnanswered
-            _checkSize(message)
-            self._checkRoom(message)
+            message = self.prepare(message)
         except FCMError:
             return fail(Failure())
+        message_id = message.message_id
+        assert message_id is not None
+        now = self._clock.seconds()
         result: Deferred[Ack] = Deferred(partial(self._withdraw, message_id))
         self._count += 1
-        outgoing = _Outgoing(self._count, message, message_id, self._clock.seconds(), result)
+        # Clocks are set back now and then; nothing was sent in the future.
+        first = now if since is None else min(since, now)
+        outgoing = _Outgoing(self._count, message, message_id, first, result, noteTries)
         self._unsettled[message_id] = outgoing
         self._queue[message_id] = outgoing
         self._fill()
         if not (outgoing.inFlight or result.called):
             self._noteWaiting(outgoing)
         return result
+
+    @property
+    def slowed(self) -> int:
+        """
+        How many messages wait because their device or topic got too much.
+        """
+        return self._slowed
 
     def _checkRoom(self, message: DownstreamMessage) -> None:
         """
@@ -503,6 +541,8 @@ class DownstreamSender:
             self._observe(Settled(outgoing.message, error, outgoing.tries, seconds))
         # Whoever was told may have cancelled it.
         if not outgoing.result.called:
+            if outgoing.noteTries is not None:
+                outgoing.noteTries(outgoing.tries)
             if isinstance(outcome, FCMError):
                 outgoing.result.errback(outcome)
             else:
