@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from crash_checks import compare, holds, left, lines
+from crash_checks import compare, failures, holds, left, lines
 from OpenSSL.crypto import FILETYPE_PEM
 from upstream import selfSigned
 
@@ -187,6 +187,7 @@ class Crash:
             "kills": dict(self.kills),
             **compare(self._directory),
             "left_in_stores": left(self._directory),
+            "failures_logged": failures(self._directory),
             "killing_seconds": round(killing, 1),
             "seconds": round(time.monotonic() - begin, 1),
         }

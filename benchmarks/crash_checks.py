@@ -53,6 +53,13 @@ def left(directory: Path) -> int:
     return total
 
 
+def failures(directory: Path) -> int:
+    """
+    How many tracebacks are in the logs.
+    """
+    return sum(log.read_text().count("Traceback (most recent call last)") for log in directory.glob("*.log"))
+
+
 def compare(directory: Path) -> dict[str, Any]:
     """
     Compare what was promised with what came of it.
@@ -98,6 +105,7 @@ WRONG = (
     "downstream_outcomes_differ",
     "downstream_never_received",
     "left_in_stores",
+    "failures_logged",
 )
 
 

@@ -68,6 +68,7 @@ class CrashTests(SynchronousTestCase):
             "downstream_outcomes_differ": 0,
             "downstream_never_received": 0,
             "left_in_stores": 0,
+            "failures_logged": 0,
         }
         self.assertEqual(expected, {name: figures.get(name) for name in expected})
         happened = {
@@ -159,6 +160,7 @@ class CheckTests(SynchronousTestCase):
         """
         figures: dict[str, Any] = self.checks.compare(self.directory)
         figures["left_in_stores"] = self.checks.left(self.directory)
+        figures["failures_logged"] = self.checks.failures(self.directory)
         return figures
 
     def assertFound(self, name: str) -> None:
@@ -232,6 +234,13 @@ class CheckTests(SynchronousTestCase):
         """
         self.note("outcomes", "app-2 d-8 accepted")
         self.assertFound("downstream_never_received")
+
+    def test_failuresLogged(self) -> None:
+        """
+        There is no traceback in the logs.
+        """
+        self.note("app.log", "all is well", "Traceback (most recent call last):", '  File "x.py"')
+        self.assertFound("failures_logged")
 
     def test_left(self) -> None:
         """
