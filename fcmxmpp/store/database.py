@@ -32,12 +32,12 @@ _STEPS = (
     """
     -- Which upstream messages have been taken over: 16 bytes of BLAKE2b of the
     -- C{from} and the message_id, because these are long and there are many.
+    -- One tree, in the order of the digests: a new row changes one page of it,
+    -- and the sweep finds a hundred rows on each.
     CREATE TABLE known (
-        number INTEGER PRIMARY KEY,
-        digest BLOB NOT NULL,
+        digest BLOB PRIMARY KEY NOT NULL,
         at REAL NOT NULL
-    );
-    CREATE UNIQUE INDEX known_digest ON known (digest);
+    ) WITHOUT ROWID;
 
     -- Upstream messages: to be handled, or (with a reason) dead letters.
     CREATE TABLE inbox (
@@ -145,8 +145,13 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     # Not only the header: a file cut short is noticed now.
-    for table in ("known", "inbox", "outbox", "entrusted"):
-        connection.execute(f"SELECT number FROM {table} ORDER BY number DESC LIMIT 1").fetchone()
+    for table, column in (
+        ("known", "digest"),
+        ("inbox", "number"),
+        ("outbox", "number"),
+        ("entrusted", "number"),
+    ):
+        connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
 
 
 def _versionOf(connection: sqlite3.Connection) -> int:

@@ -45,12 +45,18 @@ __all__ = ["KEEP", "SQLiteStore", "digest"]
 #: Seconds for which it is remembered which messages have been taken over: twice
 #: the longest time that a connection server delivers one.
 KEEP = 48 * 3600.0
-#: Seconds between two steps of the sweep when there is nothing to do, and when
-#: there is.
-REST, STRIDE = 60.0, 0.05
-#: How many rows a step of the sweep takes away, at least and at most, and the
+#: Seconds between two steps of the sweep, and at least between its end and the
+#: next; and how many times it begins in the time that things are kept.  The
+#: more there is to take away from a page, the fewer pages are written for it.
+STRIDE, REST, TIMES = 0.05, 60.0, 16
+#: How many rows a step of the sweep looks at, at least and at most, and the
 #: seconds that it may take.
-FEW, MANY, BRIEF = 20, 2000, 0.005
+FEW, MANY, BRIEF = 100, 5000, 0.005
+#: How many failed downstream messages a step takes away, which are large.
+LARGE = 100
+
+#: Behind every digest.
+_BEHIND = b"\xff" * 17
 
 # Not that of fcmxmpp.payload: its escapes for XML may make six bytes of one, and
 # what comes out may then be too long to be read again.
@@ -541,30 +547,37 @@ class _Entrusted:
 # What is no longer of use.
 
 
-def _sweep(connection: _Connection, steps: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
+def _sweep(
+    connection: _Connection, steps: Sequence[tuple[float, bytes, int]]
+) -> list[tuple[bytes | None, float]]:
     """
-    Take away the oldest of what is remembered.
+    Take away what is remembered for too long, from some of the rows.
 
-    @param steps: before when it must have come, and how many rows at most.
-    @return: for each, how many rows it was, and the seconds that it took.
+    @param steps: before when it must have come; after which row to begin, and
+        how many to look at.
+    @return: for each, the row to go on after, None at the end; and the seconds
+        that it took.
     """
     results = []
-    for before, limit in steps:
+    for before, after, limit in steps:
         began = time.perf_counter()
-        # Rows are in the order of their time, so only the oldest are looked at.
-        (last,) = connection.execute(
-            "SELECT max(number) FROM (SELECT number, at FROM known ORDER BY number LIMIT ?) WHERE at < ?",
-            (limit, before),
+        # In the order of the pages; by age, each row would be on another page.
+        last = connection.execute(
+            "SELECT digest FROM known WHERE digest > ? ORDER BY digest LIMIT 1 OFFSET ?", (after, limit - 1)
         ).fetchone()
-        swept = 0
-        if last is not None:
-            swept = connection.execute("DELETE FROM known WHERE number <= ?", (last,)).rowcount
-        swept += connection.execute(
+        to: bytes | None = last and last[0]
+        connection.execute(
+            "DELETE FROM known WHERE digest > ? AND digest <= ? AND at < ?", (after, to or _BEHIND, before)
+        )
+        failed = connection.execute(
             "DELETE FROM outbox WHERE number IN (SELECT number FROM outbox "
             "WHERE reported IS NOT NULL AND reported < ? ORDER BY reported LIMIT ?)",
-            (before, limit),
+            (before, LARGE),
         ).rowcount
-        results.append((swept, time.perf_counter() - began))
+        if to is None and failed == LARGE:
+            # There are more of these.
+            to = after
+        results.append((to, time.perf_counter() - began))
     return results
 
 
@@ -596,6 +609,8 @@ class SQLiteStore(Service):
         self._lock: int | None = None
         self._next: IDelayedCall | None = None
         self._step = FEW
+        self._rest = max(REST, keep / TIMES)
+        self._sweptTo = b""
         self.seconds = reactor.seconds
         self.commits = GroupCommit(partial(connect, self._path), reactor, path, most)
         self.inbox = _Inbox(self)
@@ -635,19 +650,20 @@ class SQLiteStore(Service):
         """
         self._next = None
         before = self.seconds() - self._keep
-        swept = self.commits.do(_sweep, (before, self._step))
+        swept = self.commits.do(_sweep, (before, self._sweptTo, self._step))
         swept.addCallbacks(self._swept, self._notSwept)
 
-    def _swept(self, result: tuple[int, float]) -> None:
+    def _swept(self, result: tuple[bytes | None, float]) -> None:
         """
-        That was done: take as much as can be done in a short time.
+        That was done: look at as much as can be done in a short time.
         """
-        rows, seconds = result
+        to, seconds = result
         if seconds > BRIEF:
             self._step = max(FEW, self._step // 2)
-        elif rows >= self._step and seconds < BRIEF / 2:
+        elif seconds < BRIEF / 2:
             self._step = min(MANY, self._step * 2)
-        self._sweepLater(STRIDE if rows else REST)
+        self._sweptTo = to or b""
+        self._sweepLater(self._rest if to is None else STRIDE)
 
     def _notSwept(self, _: object) -> None:
         """
