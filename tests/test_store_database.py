@@ -223,6 +223,16 @@ class ConnectTests(Case):
                 self.assertEqual(20, looking.execute("SELECT count(*) FROM inbox").fetchone()[0])
         self.assertEqual(20, len(self.rows()))
 
+    def test_lockedWhileNew(self) -> None:
+        """
+        The same for a file that is no store yet.
+        """
+        self.patch(database, "_BUSY", 0.05)
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            self.refused("another program keeps it locked: end that program")
+        self.assertEqual([], self.rows())
+
     def test_otherConnection(self) -> None:
         """
         To open a store once more does not take the locks from a connection
