@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler, settled
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 
 
@@ -34,8 +34,11 @@ class Async:
         self.sender = sender
 
     async def messageReceived(self, message: UpstreamMessage) -> None:
-        ack: Ack = await self.sender.send(DownstreamMessage(to=message.from_, data={"op": "pong"}))
+        answer = DownstreamMessage(to=message.from_, data={"op": "pong"})
+        ack: Ack = await settled(self.sender.send(answer))
         assert ack.registration_id is None
+        wrong: Ack = await self.sender.send(answer)  # type: ignore[assignment]  # with a store it is Stored
+        assert wrong
 
 
 @implementer(IUpstreamHandler)
