@@ -569,6 +569,20 @@ class StartTests(StoreCase):
         self.assertEqual((["u-2"], ["u-2"]), (harness.stored, harness.client().ids()))
         self.assertEqual([("failed", "u-1", "TTL_EXCEEDED")], harness.app.told)
 
+    def test_sentAgainWhenTold(self) -> None:
+        """
+        What a device sends because it is told of that comes after all that was
+        there.
+        """
+        harness = self.makeServer()
+        harness.submit("u-1", time_to_live=60)
+        harness.submit("u-2")
+        harness.make()
+        harness.clock.advance(61)
+        self.patch(harness.app, "messageFailed", lambda message_id, error: harness.submit(message_id))
+        harness.server.startService()
+        self.assertEqual(["u-2", "u-1"], harness.client().ids())
+
     def test_expiresLater(self) -> None:
         """
         Its time goes on to count from when it was sent first.

@@ -342,6 +342,7 @@ class ConnectionServer(Service):
         """
         assert self._custody is not None
         now = self._clock.seconds()
+        expired = []
         for entry in entries:
             sender = self._sender(entry.senderID)
             entrusted = _Entrusted(entry.message, entry.expires, entry.number)
@@ -352,9 +353,12 @@ class ConnectionServer(Service):
                 continue
             sender.entrusted[key] = entrusted
             if entry.expires < now:
-                self._expire(sender, entrusted)
+                expired.append((sender, entrusted))
             else:
                 sender.queue.append(key, entrusted)
+        # Only then, because a device that is told may send again at once.
+        for sender, entrusted in expired:
+            self._expire(sender, entrusted)
         for sender in list(self._senders.values()):
             self._route(sender)
         held, self._held = self._held, []

@@ -145,7 +145,12 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     # Not only the header: a file cut short is noticed now.
-    for table, column in (("known", "digest"), ("inbox", "number"), ("outbox", "number"), ("entrusted", "number")):
+    for table, column in (
+        ("known", "digest"),
+        ("inbox", "number"),
+        ("outbox", "number"),
+        ("entrusted", "number"),
+    ):
         connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
 
 
