@@ -53,6 +53,16 @@ def key(number: int) -> tuple[str, str]:
     return DEVICES[number % len(DEVICES)], f"known-{number}"
 
 
+def copy(filled: Path, path: Path) -> None:
+    """
+    Copy a store that was filled.
+    """
+    for suffix in ("-wal", "-shm"):
+        # Of a run that was broken off: it would be taken for the copy's.
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    shutil.copyfile(filled, path)
+
+
 def fill(path: Path, rows: int, at: Callable[[int], float]) -> None:
     """
     Make a store that remembers so many messages, as if they had come one by
@@ -252,7 +262,7 @@ async def known(reactor: Any, options: argparse.Namespace) -> dict[str, Any]:
         # The last of them a second ago, the first almost long enough for the sweep.
         fill(filled, size, lambda number, size=size: now - 1 - 0.5 * KEEP * (1 - number / size))
         path = options.directory / f"known-{size}.sqlite"
-        shutil.copyfile(filled, path)
+        copy(filled, path)
         stores[size] = Store(reactor, path)
     seconds = time.perf_counter() - began
     os.sync()
@@ -320,7 +330,7 @@ async def sweep(reactor: Any, options: argparse.Namespace) -> dict[str, Any]:
     path = options.directory / "sweep.sqlite"
     filled = options.directory / f"sweep-{size}.filled"
     fill(filled, size, lambda number: 1e9 + number / size)
-    shutil.copyfile(filled, path)
+    copy(filled, path)
     os.sync()
     parts = {}
     for name, sweeps in (("without", False), ("with", True)):
