@@ -40,6 +40,8 @@ from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
+from fcmxmpp.delivery import POLICIES
+
 
 SENDER = "123456789"
 DEVICES = [b"device-%02d" % number for number in range(100)]
@@ -113,7 +115,9 @@ class AppServer(ProcessProtocol):
         self.peak = 0
         self.ended: Deferred[bool] = Deferred()
 
-    def start(self, reactor: Any, port: int, certificate: PrivateCertificate, profile: str | None) -> None:
+    def start(
+        self, reactor: Any, port: int, certificate: PrivateCertificate, options: argparse.Namespace
+    ) -> None:
         """
         Run it.
 
@@ -123,15 +127,35 @@ class AppServer(ProcessProtocol):
         trustRoots.mkdir()
         (trustRoots / "generator.pem").write_bytes(certificate.dumpPEM())
         key.write_text("benchmark-server-key\n")
-        profiling = ["--profiler=cprofile", "--savestats", f"--profile={profile}"] if profile else []
+        profile, store = options.profile, self._directory / "store.sqlite"
         command = [
             *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", f"--logfile={self.log}"),
-            *(*profiling, "fcm-xmpp", f"--endpoint=tls:localhost:{port}:trustRoots={trustRoots}"),
-            *(f"--sender-id={SENDER}", f"--server-key-file={key}"),
+            *(["--profiler=cprofile", "--savestats", f"--profile={profile}"] if profile else []),
         ]
+        environment = dict(os.environ)
+        endpoint = f"tls:localhost:{port}:trustRoots={trustRoots}"
+        if options.commit_per_message or options.switch_interval:
+            # There is no option for that.
+            command += ["-y", str(Path(__file__).with_name("upstream_app.py"))]
+            environment["UPSTREAM"] = json.dumps(
+                {
+                    "endpoint": endpoint,
+                    "sender_id": SENDER,
+                    "server_key_file": str(key),
+                    "store": str(store),
+                    "ack": options.ack,
+                    "commit_per_message": options.commit_per_message,
+                    "switch_interval": options.switch_interval,
+                }
+            )
+        else:
+            command += ["fcm-xmpp", f"--endpoint={endpoint}", f"--sender-id={SENDER}"]
+            command += [f"--server-key-file={key}"]
+            command += [f"--store=sqlite:{store}"] if options.store else []
+            command += [f"--ack={options.ack}"] if options.ack else []
         with self.lines.open("wb") as lines, self.errors.open("wb") as errors:
             files = {1: lines.fileno(), 2: errors.fileno()}
-            reactor.spawnProcess(self, command[0], command, env=os.environ, childFDs=files)
+            reactor.spawnProcess(self, command[0], command, env=environment, childFDs=files)
 
     def processEnded(self, reason: Failure) -> None:
         """
@@ -236,7 +260,7 @@ class Generator(Factory):
         if self._unanswered:
             self.redelivered += len(self._unanswered)
             # It logs in only when it is done with the stream before.
-            self.repeated += self._app.handled() - self.acked
+            self.repeated += max(0, self._app.handled() - self.acked)
         if not self._sent:
             self._app.reached(0)
         stream.transport.write(b"".join(map(self._stanza, self._unanswered)))
@@ -409,7 +433,7 @@ async def measure(reactor: Any, options: argparse.Namespace, app: AppServer) -> 
     generator = Generator(reactor, options, app)
     endpoint = SSL4ServerEndpoint(reactor, 0, certificate.options(), interface="127.0.0.1")
     port = await endpoint.listen(generator)
-    app.start(reactor, port.getHost().port, certificate, options.profile)
+    app.start(reactor, port.getHost().port, certificate, options)
     app.ended.addCallback(generator.appServerEnded)
     generator.done.addTimeout(options.deadline, reactor)
     try:
@@ -462,10 +486,47 @@ def parseOptions(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--deadline", type=float, default=1200.0, help="seconds for all [%(default)s]")
     parser.add_argument("--profile", metavar="FILE", help="write a cProfile of the app server")
+    parser.add_argument("--ack", choices=POLICIES, help="when it acknowledges [its own default]")
+    parser.add_argument("--store", action="store_true", help="give it a store, in a temporary directory")
+    parser.add_argument(
+        "--commit-per-message", action="store_true", help="a store without group commit, to compare with"
+    )
+    parser.add_argument(
+        "--switch-interval", type=float, metavar="S", help="a store, and the interpreter's switch interval"
+    )
+    parser.add_argument(
+        "--directory", help="where to make the temporary directory, for the disk to be measured"
+    )
     options = parser.parse_args(arguments)
     if options.messages < 10 or not 0 < options.window <= 100 or options.size < _BARE:
         parser.error(f"10 messages or more, of {_BARE} bytes or more, with a window of 1 to 100")
     return options
+
+
+async def runOnce(reactor: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """
+    Do one run.
+
+    @return: the figures.
+    @raise SystemExit: if it does not come to its end.
+    """
+    with tempfile.TemporaryDirectory(prefix="fcmxmpp-benchmark-", dir=options.directory) as directory:
+        app = AppServer(Path(directory), options.messages)
+        try:
+            return await measure(reactor, options, app)
+        except (TimeoutError, AppServerEnded) as error:
+            for file in (app.errors, app.log):
+                text = file.read_text() if file.exists() else ""
+                sys.stderr.writelines(text.splitlines(keepends=True)[-20:])
+            raise SystemExit(f"{type(error).__name__}: not every message was acknowledged") from None
+
+
+def isWrong(figures: dict[str, Any]) -> bool:
+    """
+    Whether anything was lost, doubled or out of order.
+    """
+    wrong = ("lost", "handled_twice", "out_of_order", "stray_acks")
+    return any(figures[name] for name in wrong) or not figures["clean_exit"]
 
 
 async def run(reactor: Any, options: argparse.Namespace) -> None:
@@ -474,18 +535,9 @@ async def run(reactor: Any, options: argparse.Namespace) -> None:
 
     @raise SystemExit: if anything is wrong.
     """
-    with tempfile.TemporaryDirectory(prefix="fcmxmpp-benchmark-") as directory:
-        app = AppServer(Path(directory), options.messages)
-        try:
-            figures = await measure(reactor, options, app)
-        except (TimeoutError, AppServerEnded) as error:
-            for file in (app.errors, app.log):
-                text = file.read_text() if file.exists() else ""
-                sys.stderr.writelines(text.splitlines(keepends=True)[-20:])
-            raise SystemExit(f"{type(error).__name__}: not every message was acknowledged") from None
+    figures = await runOnce(reactor, options)
     print(json.dumps(figures))
-    wrong = ("lost", "handled_twice", "out_of_order", "stray_acks")
-    if any(figures[name] for name in wrong) or not figures["clean_exit"]:
+    if isWrong(figures):
         raise SystemExit(1)
 
 

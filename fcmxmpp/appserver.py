@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -26,6 +26,7 @@ from fcmxmpp.client import FCMClientProtocol
 from fcmxmpp.connection import Credentials, Link
 from fcmxmpp.delivery import MAX_HANDLED, Policy, UpstreamDelivery
 from fcmxmpp.downstream import DownstreamSender
+from fcmxmpp.errors import Stopped
 from fcmxmpp.inbox import InboxDelivery
 from fcmxmpp.interfaces import (
     AppServerEvent,
@@ -39,6 +40,7 @@ from fcmxmpp.interfaces import (
     Stored,
 )
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
+from fcmxmpp.outbox import StoredSender
 
 
 __all__ = ["AppServer"]
@@ -101,12 +103,26 @@ class AppServer(Service):
         self._started = False
         self._observer = None if observer is None else _guarded(observer)
         observe = self._observer
-        self._sender = DownstreamSender(lambda: str(uuid4()), clock, random, observe)
+        self._sender: DownstreamSender | StoredSender | None = None
+        self._outbox: StoredSender | None = None
+        links = DownstreamSender(lambda: str(uuid4()), clock, random, observe)
+        if store is None:
+            self._sender = links
         if not IUpstreamHandler.providedBy(handler) and callable(handler):
             handler = handler(self)
         verifyObject(IUpstreamHandler, handler)
         if IOutcomeHandler.providedBy(handler):
             verifyObject(IOutcomeHandler, handler)
+        if store is not None:
+            self._sender = self._outbox = StoredSender(
+                store.outbox,
+                links,
+                IOutcomeHandler(handler, None),
+                clock,
+                random,
+                policy.handlerTimeout,
+                policy.handlerTries,
+            )
         self.delivery = UpstreamDelivery(
             IUpstreamHandler(handler),
             policy,
@@ -123,9 +139,7 @@ class AppServer(Service):
             responsible = self._inbox
 
         def makeHandler(number: int) -> Callable[[Callable[[], None]], FCMClientProtocol]:
-            return lambda drained: FCMClientProtocol(
-                responsible, self._sender, clock, observe, drained, number
-            )
+            return lambda drained: FCMClientProtocol(responsible, links, clock, observe, drained, number)
 
         self.links = [
             Link(
@@ -145,6 +159,8 @@ class AppServer(Service):
         """
         See L{IDownstreamSender.send}.
         """
+        if self._sender is None:
+            return fail(Stopped("with a store nothing can be sent before the start"))
         sent: Deferred[Any] = self._sender.send(message)
         return sent
 
@@ -168,6 +184,8 @@ class AppServer(Service):
         )
         if self._inbox is not None:
             self._inbox.start()
+        if self._outbox is not None:
+            self._outbox.start()
         self.links[0].start()
 
     def _linkTold(self, event: AppServerEvent) -> None:
@@ -201,6 +219,7 @@ class AppServer(Service):
             self._inbox.stop()
         await self.delivery.stop(self._grace)
         # Until here handlers may send.
+        assert self._sender is not None
         await self._sender.stop(max(0.0, deadline - self._clock.seconds()))
         await gatherResults([link.stop() for link in self.links])
         _log.info(

@@ -77,7 +77,8 @@ class SimulatedDevice:
         @param data: strings.
         @param time_to_live: seconds, up to 24 hours; 0 is now or never.
         @return: fires when the app server has acknowledged the message; fails
-            with L{DeliveryFailed}.
+            with L{DeliveryFailed}, after C{"TOO_MANY_MESSAGES"} and
+            C{"SERVICE_NOT_AVAILABLE"} of which it may be sent again.
         """
         result: Deferred[None] = Deferred()
         self._waiting.setdefault(message_id, []).append(result)
@@ -98,7 +99,9 @@ class SimulatedDevice:
         See L{IDeviceCallbacks.messageDelivered}.
         """
         self.delivered.append(message_id)
-        self._next(message_id).callback(None)
+        sent = self._next(message_id)
+        if sent is not None:
+            sent.callback(None)
 
     def messageFailed(self, message_id: str, error: str) -> None:
         """
@@ -108,13 +111,19 @@ class SimulatedDevice:
         # What is refused at once is the one that is just being sent.
         newest = self._sending == message_id
         self._sending = None
-        self._next(message_id, -1 if newest else 0).errback(DeliveryFailed(error))
+        sent = self._next(message_id, -1 if newest else 0)
+        if sent is not None:
+            sent.errback(DeliveryFailed(error))
 
-    def _next(self, message_id: str, which: int = 0) -> Deferred[None]:
+    def _next(self, message_id: str, which: int = 0) -> Deferred[None] | None:
         """
         The oldest, or the newest, send of a message that has no outcome yet.
+
+        @return: None if the message was sent in an earlier life of the device.
         """
-        waiting = self._waiting[message_id]
+        waiting = self._waiting.get(message_id)
+        if waiting is None:
+            return None
         result = waiting.pop(which)
         if not waiting:
             del self._waiting[message_id]

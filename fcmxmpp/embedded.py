@@ -35,6 +35,7 @@ from zope.interface import implementer
 
 from fcmxmpp.connection import Credentials
 from fcmxmpp.device import SimulatedDevice
+from fcmxmpp.interfaces import IEntrusted
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
 
@@ -59,10 +60,15 @@ class EmbeddedConnectionServer(Service):
     directory: Path
     port: int
 
-    def __init__(self, reactor: Any, senderID: str) -> None:
+    def __init__(self, reactor: Any, senderID: str, entrusted: IEntrusted | None = None) -> None:
+        """
+        @param senderID: of its one sender.
+        @param entrusted: see L{ConnectionServer}.
+        """
         self._reactor = reactor
         self.credentials = Credentials(senderID, secrets.token_urlsafe(24))
-        self.server = ConnectionServer(Registry({senderID: self.credentials.serverKey}), reactor)
+        registry = Registry({senderID: self.credentials.serverKey})
+        self.server = ConnectionServer(registry, reactor, entrusted=entrusted)
         self._listening: IListeningPort | None = None
         self._certificate = _selfSigned()
 

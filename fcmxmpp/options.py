@@ -21,6 +21,8 @@ from twisted.python import usage
 from fcmxmpp import __version__
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import POLICIES, Policy
+from fcmxmpp.store.database import parseStore
+from fcmxmpp.store.sqlite import KEEP
 from fcmxmpp.webhook import checkURL
 
 
@@ -51,6 +53,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         None for no such thing; whether it needs a token is yet to be checked.
     @ivar sendAPIToken: what its clients have to show.
     @ivar webhookToken: what a webhook is shown.
+    @ivar store: the file of the store, or None for none.
+    @ivar remember: seconds for which the store remembers what was taken over.
     @ivar demo: whether to run the demonstration and end.
     @ivar daemon: whether twistd puts the process into the background.
     @ivar announce: whether to print where the embedded server listens, too,
@@ -64,6 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     sendAPI: str | None
     sendAPIToken: str | None
     webhookToken: str | None
+    store: str | None
+    remember: float
     demo: bool
     handler: str
     policy: Policy
@@ -121,7 +127,27 @@ class Options(usage.Options):
             "File whose first line is sent to the webhook as Authorization: Bearer",
         ],
         ["connections", None, None, "Links to the connection server to keep open  [default: 1]"],
-        ["ack", None, None, f"When to acknowledge: {' or '.join(POLICIES)}  [default: handled]"],
+        [
+            "store",
+            None,
+            None,
+            "Durable inbox and outbox: sqlite:PATH, a file on a local disk that is made if need be; see "
+            "fcmxmpp --help for a look into it (or FCM_STORE)",
+        ],
+        [
+            "remember",
+            None,
+            None,
+            "Hours for which the store remembers what was taken over, so that it is not handled twice  "
+            "[default: 48]",
+        ],
+        [
+            "ack",
+            None,
+            None,
+            f"When to acknowledge: {', '.join(POLICIES[:-1])} or {POLICIES[-1]}  [default: handled, stored "
+            "with --store]",
+        ],
         ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
         ["handler-tries", None, None, "Tries before a message is given up, and acknowledged  [default: 3]"],
         [
@@ -232,6 +258,10 @@ class Options(usage.Options):
         sendAPIToken = self._token("send-api-token-file", "send API token")
         if sendAPIToken is not None and sendAPI is None:
             raise usage.UsageError("--send-api-token-file needs --send-api")
+        store = self._store()
+        remember = self._number("remember", KEEP / 3600)
+        if remember <= 0:
+            raise usage.UsageError("--remember has to be more than 0 hours")
         grace = self._number("grace", 10.0)
         if grace < 0:
             raise usage.UsageError("--grace has to be 0 or more seconds")
@@ -245,13 +275,29 @@ class Options(usage.Options):
             webhookToken=webhookToken,
             demo=demo,
             handler=handler,
-            policy=self._policy(),
+            store=store,
+            remember=remember * 3600,
+            policy=self._policy(store),
             grace=grace,
             daemon=daemon,
             announce=self._chooseLog(daemon, demo),
         )
 
-    def _policy(self) -> Policy:
+    def _store(self) -> str | None:
+        """
+        The file of the store.
+        """
+        description = self._value("store", "FCM_STORE")
+        if description is None:
+            if self._value("remember") is not None:
+                raise usage.UsageError("--remember needs --store")
+            return None
+        try:
+            return parseStore(description)
+        except ValueError as error:
+            raise usage.UsageError(f"--store: {error}") from None
+
+    def _policy(self, store: str | None) -> Policy:
         """
         How messages are handled.
         """
@@ -259,9 +305,11 @@ class Options(usage.Options):
         timeout = self._number("handler-timeout", 60.0)
         if timeout <= 0:
             raise usage.UsageError("--handler-timeout has to be more than 0 seconds")
-        ack = self._value("ack") or "handled"
+        ack = self._value("ack") or ("handled" if store is None else "stored")
         if ack not in POLICIES:
             raise usage.UsageError(f"--ack has to be one of: {', '.join(POLICIES)}")
+        if ack == "stored" and store is None:
+            raise usage.UsageError("--ack stored needs a --store")
         ordered = self._flag("ordered")
         return Policy(ack=ack, ordered=ordered, handlerTimeout=timeout, handlerTries=tries)
 

@@ -42,17 +42,22 @@ from zope.interface.exceptions import DoesNotImplement
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
-from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.errors import HandlerFailed, StoreUnavailable
 from fcmxmpp.handlers import AppendedFile, Echo, JSONLines
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.options import Options, Settings, die
 from fcmxmpp.sendapi import SendAPI, isLocal, listener
+from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.webhook import TIMEOUT, Webhook, WebhookConnections
 
 
 __all__ = ["Options", "makeService", "quietLog", "stderrLog"]
 
 _log = Logger()
+
+#: Seconds after which a thread that has the interpreter gives it to another one
+#: that wants it, where there is a store.
+SWITCH_INTERVAL = 0.0005
 
 
 def stderrLog() -> ILogObserver:
@@ -231,11 +236,18 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     services = _InOrder()
     status = _ExitStatus(reactor, settings.grace)
     status.setServiceParent(services)
+    # First, because whoever has used it is to be gone when it is closed.
+    store = None
+    if settings.store is not None:
+        store = _Store(settings.store, settings, reactor)
+        store.setServiceParent(services)
     endpoint: IStreamClientEndpoint
     handler: Any
     observer = None
     if settings.credentials is None:
-        embedded = EmbeddedConnectionServer(reactor, settings.senderID)
+        embedded = EmbeddedConnectionServer(
+            reactor, settings.senderID, None if store is None else store.entrusted
+        )
         embedded.setServiceParent(services)
         endpoint, credentials = embedded, embedded.credentials
         if settings.demo:
@@ -257,6 +269,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             clock=reactor,
             connections=settings.connections,
             policy=settings.policy,
+            store=store,
             grace=settings.grace,
             observer=observer,
             server=_hostAndPort(settings.endpoint),
@@ -311,12 +324,51 @@ class _SendAPI(SendAPI):
         except Exception as error:
             cause = getattr(error, "socketError", error)
             why = getattr(cause, "strerror", None) or str(cause)
-            _log.critical("--send-api {where}: cannot listen: {why}", where=self._description, why=why)
-            if self._alsoPrint:
-                _printError(f"twistd fcm-xmpp: --send-api {self._description}: cannot listen: {why}")
+            _tellNoStart(f"--send-api {self._description}: cannot listen: {why}", self._alsoPrint)
             if self._daemon:
                 raise
             raise SystemExit(1) from None
+
+
+class _Store(SQLiteStore):
+    """
+    The store, for a process that is to end if it has none.
+    """
+
+    def __init__(self, path: str, settings: Settings, reactor: Any) -> None:
+        self._description = f"sqlite:{path}"
+        self._alsoPrint = settings.announce
+        self._daemon = settings.daemon
+        super().__init__(path, reactor, settings.remember)
+
+    def startService(self) -> None:
+        """
+        Open the store: not before, because only now twistd has become the user
+        that it is to run as.
+
+        @raise SystemExit: if that is impossible.
+        @raise StoreUnavailable: the same for a daemon: see L{_SendAPI}.
+        """
+        try:
+            self.claim()
+        except StoreUnavailable as error:
+            _tellNoStart(f"--store {self._description}: {error}", self._alsoPrint)
+            if self._daemon:
+                raise
+            raise SystemExit(1) from None
+        # A busy reactor keeps the store's thread waiting for the interpreter
+        # up to this many seconds at each statement; the default is 5 ms.
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        super().startService()
+
+
+def _tellNoStart(why: str, alsoPrint: bool) -> None:
+    """
+    Say why the process ends before it has begun.
+    """
+    _log.critical("{why}", why=why)
+    if alsoPrint:
+        _printError(f"twistd fcm-xmpp: {why}")
 
 
 class _InOrder(MultiService):

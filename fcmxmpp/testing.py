@@ -1,7 +1,8 @@
 """
 The test kit, for this package's own tests and for those of its users: an app
 server and a connection server joined in memory, a handler that records, and a
-connection server that does as it is told.
+connection server that does as it is told.  And what every store has to do, as
+tests: see L{fcmxmpp.contracts}.
 
 Nothing here is a stand-in for code of the package: the streams, the login and
 the conversation are the real ones, only sockets and time are not.  A test of a
@@ -29,10 +30,11 @@ from zope.interface import implementer
 
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
+from fcmxmpp.contracts import EntrustedContract, InboxContract, OutboxContract
 from fcmxmpp.delivery import Policy
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.elementstream import GCMStanza
-from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IUpstreamHandler
+from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IStore, IUpstreamHandler
 from fcmxmpp.messages import (
     DownstreamMessage,
     FromAppServer,
@@ -51,7 +53,10 @@ __all__ = [
     "SENDER_ID",
     "SERVER_KEY",
     "ConnectedPair",
+    "EntrustedContract",
+    "InboxContract",
     "MemoryNetwork",
+    "OutboxContract",
     "RecordingHandler",
     "RecordingObserver",
     "ScriptedConnectionServer",
@@ -288,6 +293,7 @@ class _Joined:
         policy: Policy | None,
         grace: float,
         connections: int,
+        store: IStore | None = None,
     ) -> None:
         self.clock = clock
         self.network = MemoryNetwork(clock, factory)
@@ -299,6 +305,7 @@ class _Joined:
             clock=clock,
             connections=connections,
             policy=policy,
+            store=store,
             grace=grace,
             random=lambda: 0.0,
             observer=self.observer,
@@ -351,12 +358,14 @@ class ConnectedPair(_Joined):
         grace: float = 10.0,
         connections: int = 1,
         receipts: bool = False,
+        store: IStore | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        clock = Clock()
+        clock = clock or Clock()
         registry = Registry({SENDER_ID: SERVER_KEY})
         self.connectionServer = ConnectionServer(registry, clock, receipts=receipts)
         self.device = SimulatedDevice(self.connectionServer, SENDER_ID, "tok-A")
-        super().__init__(self.connectionServer.factory, clock, handler, policy, grace, connections)
+        super().__init__(self.connectionServer.factory, clock, handler, policy, grace, connections, store)
 
 
 def connectedPair(
@@ -365,6 +374,8 @@ def connectedPair(
     grace: float = 10.0,
     connections: int = 1,
     receipts: bool = False,
+    store: IStore | None = None,
+    clock: Clock | None = None,
 ) -> ConnectedPair:
     """
     An app server with this handler, logged in to a connection server, in
@@ -376,8 +387,11 @@ def connectedPair(
         one.
     @param connections: how many links the app server has.
     @param receipts: whether the connection server sends delivery receipts.
+    @param store: the app server's, such as a
+        L{MemoryStore<fcmxmpp.store.memory.MemoryStore>} with C{clock.seconds}.
+    @param clock: the time; a new one from 0, if not given.
     """
-    return ConnectedPair(handler, policy, grace, connections, receipts)
+    return ConnectedPair(handler, policy, grace, connections, receipts, store, clock)
 
 
 class _Anyone(Registry):

@@ -104,6 +104,102 @@ class UpstreamTests(ProgramTests):
         self.assertEqual((1, ""), (status, output))
         self.assertIn("TimeoutError: not every message was acknowledged", errors)
 
+    def test_store(self) -> None:
+        """
+        With a store, one that commits each message by itself, and another
+        policy, nothing is lost, doubled or out of order either.
+        """
+        for arguments in (["--store"], ["--commit-per-message"], ["--store", "--ack=handled", "--cuts=1"]):
+            figures = self.figures("--messages=300", *arguments)
+            wrong = ("lost", "handled_twice", "out_of_order", "stray_acks")
+            self.assertEqual([0] * 4, [figures[name] for name in wrong], arguments)
+
+
+class StoreTests(ProgramTests):
+    """
+    Tests for C{benchmarks/store.py}.
+    """
+
+    program = "store.py"
+
+    #: What there is of every operation that is measured.
+    COSTS = frozenset({"wall_us", "thread_cpu_us", "process_cpu_us", "p50_ms", "p99_ms", "max_ms"})
+
+    def times(self, *names: str) -> set[str]:
+        """
+        The names of what there is of times.
+        """
+        return {f"{name}_{place}_ms" for name in names for place in ("p50", "p99", "max")}
+
+    def test_known(self) -> None:
+        """
+        It compares stores of the sizes that it was told, and has all figures.
+        """
+        figures = self.figures("known", "--rows=20,200", "--messages=10", "--rounds=1", "--in-flight=5")
+        expected = {
+            "in_flight",
+            "messages",
+            "rounds",
+            "fill_seconds",
+            "sizes",
+            "file_mb",
+            "ratios",
+            "holds",
+            "load",
+        }
+        self.assertEqual(expected, set(figures))
+        self.assertEqual(["20", "200"], list(figures["sizes"]))
+        self.assertEqual(["20", "200"], list(figures["file_mb"]))
+        for operations in (*figures["sizes"].values(), figures["ratios"]):
+            self.assertEqual({"add", "known", "unknown"}, set(operations))
+            for costs in operations.values():
+                self.assertEqual(self.COSTS, set(costs))
+
+    def test_sweep(self) -> None:
+        """
+        Everything that is too old is taken away while it measures with the
+        sweep, and nothing without.
+        """
+        figures = self.figures("sweep", "--rows=300", "--seconds=1", "--in-flight=5")
+        self.assertEqual({"rows", "in_flight", "seconds", "without", "with", "load"}, set(figures))
+        times = self.times("step", "commit_with_step", "commit", "transaction_with_step", "transaction")
+        for part in ("with", "without"):
+            self.assertEqual({*self.COSTS, *times, "rows_swept", "steps"}, set(figures[part]))
+        self.assertEqual((0, 0), (figures["without"]["rows_swept"], figures["without"]["steps"]))
+        self.assertEqual(300, figures["with"]["rows_swept"])
+
+    def test_commit(self) -> None:
+        """
+        With one in flight each has a commit of its own, with more only if
+        they have to; all figures are there.
+        """
+        figures = self.figures("commit", "--messages=40", "--in-flight=1,20")
+        self.assertEqual({"messages", "group", "each", "ratios", "load", *self.times("fsync")}, set(figures))
+        self.assertEqual({"1", "20"}, set(figures["ratios"]))
+        for way in ("group", "each"):
+            self.assertEqual({"1", "20"}, set(figures[way]))
+            for costs in figures[way].values():
+                rates = {"adds_per_s", "commits_per_s", "adds_per_commit"}
+                self.assertEqual({*self.COSTS, *rates, *self.times("commit")}, set(costs))
+        for alone in (figures["group"]["1"], figures["each"]["1"], figures["each"]["20"]):
+            self.assertEqual(1, alone["adds_per_commit"])
+        self.assertGreater(figures["group"]["20"]["adds_per_commit"], 1)
+
+    def test_upstream(self) -> None:
+        """
+        It runs the app server in each way, so many times, and compares the
+        medians.
+        """
+        figures = self.figures("upstream", "--messages=100", "--rounds=1")
+        ways = {"no_store", "no_store_received", "store", "store_handled", "commit_per_message"}
+        others = {"messages", "rounds", "all_messages_per_s", "ratios", "holds", "load"}
+        self.assertEqual(ways | others, set(figures))
+        self.assertEqual(ways, set(figures["ratios"]))
+        self.assertEqual(1, figures["ratios"]["no_store"])
+        for way in ways:
+            self.assertEqual({"messages_per_s", "cpu_us_per_message", "p50_ms", "p99_ms"}, set(figures[way]))
+            self.assertEqual(1, len(figures["all_messages_per_s"][way]))
+
 
 class SoakTests(ProgramTests):
     """

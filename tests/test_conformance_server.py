@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from xml.sax.saxutils import escape
 
 from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.messages import Ack, Control, Receipt, ReceiptData
+from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.stanza import serverStanza
-from fcmxmpp.testing import SENDER_ID
+from fcmxmpp.store.memory import MemoryStore
+from fcmxmpp.testing import SENDER_ID, SERVER_KEY
 from tests.conformance import (
     BARE_JID,
     GOOD_KEY,
@@ -550,3 +554,100 @@ class FlowTests(ServerCase):
         second = self.loggedIn("node2")
         self.clock.pump([60] * 100)
         self.assertEqual([], idsIn(second.take()))
+
+
+class DeathTests(ServerCase):
+    """
+    What outlasts the death of the process.  With a file, real processes and
+    real deaths: C{tests/test_crash.py}.
+    """
+
+    def setUp(self) -> None:
+        """
+        Put a store beneath the connection server.
+        """
+        self.store = MemoryStore(lambda: self.clock.seconds())
+        super().setUp()
+
+    def start(self, senders: dict[str, str]) -> ConnectionServer:
+        """
+        Start a connection server on the store.
+        """
+        server = ConnectionServer(
+            Registry(senders), self.clock, self.randomBytes, entrusted=self.store.entrusted
+        )
+        server.startService()
+        self.clients = []
+        self.addCleanup(lambda: self.finish(self.server, self.clients))
+        return server
+
+    def die(self) -> SimulatedDevice:
+        """
+        The process dies, and another one is started on the same store; nothing
+        is left of the first but that.
+
+        @return: the device as it was.
+        """
+        for call in list(self.clock.getDelayedCalls()):
+            call.cancel()
+        died = self.device
+        self.server = ConnectionServer(
+            Registry({SENDER_ID: SERVER_KEY}),
+            self.clock,
+            self.randomBytes,
+            entrusted=self.store.entrusted,
+        )
+        self.server.startService()
+        self.clients = []
+        self.device = SimulatedDevice(self.server, SENDER_ID, "tok-A")
+        return died
+
+    def test_S14_killedAtAnyMoment(self) -> None:
+        """
+        Killed after any step, the server loses nothing that a device was told
+        is stored: all of it that was not acknowledged is delivered by the
+        next, in its order; what was acknowledged is not.
+        """
+        steps: list[Callable[[], object]] = [
+            lambda: self.send("u-1"),
+            lambda: self.send("u-2"),
+            self.loggedIn,
+            lambda: self.clients[0].ack("u-2"),
+            lambda: self.send("u-3"),
+            lambda: self.lose(self.clients[0]),
+            lambda: self.send("u-4"),
+            self.loggedIn,
+            lambda: self.clients[1].ack("u-4"),
+            lambda: self.clients[1].ack("u-1"),
+            lambda: self.clients[1].ack("u-3"),
+        ]
+        for number in range(len(steps) + 1):
+            for step in steps[:number]:
+                step()
+            died = self.die()
+            left = [message_id for message_id in died.stored if message_id not in died.delivered]
+            client = self.loggedIn()
+            self.assertEqual(left, idsIn(client.take()), f"killed after {number} steps")
+            for message_id in left:
+                self.assertEqual("", client.ack(message_id))
+            self.assertEqual(left, self.device.delivered)
+            self.die()
+            client = self.loggedIn()
+            self.assertEqual("", client.take(), f"killed after {number} steps")
+            self.die()
+        self.assertEqual((4, 4), (len(died.stored), len(died.delivered)))
+
+    def test_S14_killedAgainAndAgain(self) -> None:
+        """
+        What no app server acknowledges outlasts any number of deaths, and not
+        its time to live.
+        """
+        self.send("u-1", "u-2")
+        self.send("u-3", time_to_live=60)
+        for _ in range(10):
+            self.die()
+            self.assertEqual(["u-1", "u-2", "u-3"], idsIn(self.loggedIn().take()))
+            self.clock.advance(6)
+        self.clock.advance(1)
+        self.die()
+        self.assertEqual(["u-1", "u-2"], idsIn(self.loggedIn().take()))

@@ -27,15 +27,23 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.client import FCMClientProtocol, ISettles
 from fcmxmpp.delivery import Policy, UpstreamDelivery
 from fcmxmpp.downstream import DownstreamSender
+from fcmxmpp.inbox import InboxDelivery
 from fcmxmpp.interfaces import (
     AppServerEvent,
     IDownstreamSender,
+    IEntrusted,
+    IInbox,
+    IOutbox,
     IReceiptHandler,
     IResponsible,
     ISessionObserver,
+    IStore,
     IUpstreamHandler,
 )
+from fcmxmpp.outbox import StoredSender
 from fcmxmpp.server.registry import IDeviceCallbacks
+from fcmxmpp.store.memory import MemoryEntrusted, MemoryInbox, MemoryOutbox, MemoryStore
+from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.testing import MemoryNetwork, RecordingHandler, RecordingObserver, connectedPair
 
 
@@ -87,9 +95,15 @@ class ClaimsTests(SynchronousTestCase):
         self.assertLessEqual(
             {
                 (UpstreamDelivery, IResponsible),
-                (DownstreamSender, IDownstreamSender),
                 (DownstreamSender, ISettles),
                 (AppServer, IDownstreamSender),
+                (StoredSender, IDownstreamSender),
+                (InboxDelivery, IResponsible),
+                (MemoryStore, IStore),
+                (MemoryInbox, IInbox),
+                (MemoryOutbox, IOutbox),
+                (MemoryEntrusted, IEntrusted),
+                (SQLiteStore, IStore),
                 (RecordingHandler, IUpstreamHandler),
                 (RecordingHandler, IReceiptHandler),
                 (RecordingObserver, ISessionObserver),
@@ -116,7 +130,6 @@ class ClaimsTests(SynchronousTestCase):
         protocol = FCMClientProtocol(delivery, sender, Clock())
         for interface, provider in (
             (IDownstreamSender, pair.appServer),
-            (IDownstreamSender, sender),
             (ISettles, sender),
             (IResponsible, delivery),
             (IResponsible, pair.appServer.delivery),
@@ -163,7 +176,7 @@ class DeclarationTests(SynchronousTestCase):
             and getattr(value, "__module__", None) == interfaces.__name__
             and (isinstance(value, InterfaceClass) or inspect.isclass(value))
         }
-        self.assertEqual(made | {"AppServerEvent"}, set(public))
+        self.assertEqual(made | {"AppServerEvent", "settled"}, set(public))
 
     def test_events(self) -> None:
         """

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 import fcmxmpp.testing
 from fcmxmpp import errors
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
+from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT
 
@@ -55,7 +57,7 @@ class PythonTests(SynchronousTestCase):
         """
         The handler and the sending of the README pass the test of the README.
         """
-        self.assertEqual(3, len(blocks("python")))
+        self.assertEqual(4, len(blocks("python")))
         self.run_()
 
     def test_plain(self) -> None:
@@ -117,11 +119,31 @@ class PythonTests(SynchronousTestCase):
         for name in re.findall(r"fcmxmpp\.errors\.(\w+)", documented):
             self.assertRegex(README, rf"(?m)^\| `{name}`")
 
+    def test_withOutcomes(self) -> None:
+        """
+        The handler of outcomes is told what became of each message, with a
+        store.
+        """
+        made: list[Any] = []
+
+        def make(sender: Any) -> Any:
+            made.append(namespace["WithOutcomes"](sender))
+            return made[0]
+
+        namespace = self.run_()
+        clock = Clock()
+        pair = fcmxmpp.testing.connectedPair(make, store=MemoryStore(clock.seconds), clock=clock)
+        self.addCleanup(pair.stop)
+        for to, message_id in (("tok-A", "d-1"), ("nobody", "d-2")):
+            self.successResultOf(pair.appServer.send(DownstreamMessage(to=to, message_id=message_id)))
+        pair.advance(2)
+        self.assertEqual((["d-1"], [("d-2", "Nacked")]), (made[0].accepted, made[0].failed))
+
     def test_untestedHandlerIsNoticed(self) -> None:
         """
         The test of the README fails for a handler that does nothing.
         """
-        handler, sending, check = blocks("python")
+        handler, sending, _, check = blocks("python")
         namespace: dict[str, Any] = {}
         exec(compile(sending, "README.md", "exec"), namespace)
         exec(compile(handler.replace("self.sender.send(", "self.other("), "README.md", "exec"), namespace)
@@ -153,6 +175,10 @@ class CommandTests(SynchronousTestCase):
         # Run, word by word, by test_commandline.WebhookTests.test_README.
         real += [command for command in commands if "send.sock" in command]
         self.assertEqual(3, len(real))
+        # Run, word by word, by test_commandline.StoreTests.test_README.
+        stored = [command for command in commands if "fcm.db" in command]
+        self.assertEqual(2, len(stored))
+        real += stored
         self.assertEqual(sorted(runBy), sorted(set(commands) - set(real)))
         for command, where in runBy.items():
             text = (CHECKOUT / where).read_text(encoding="utf-8")
@@ -184,6 +210,8 @@ class CommandTests(SynchronousTestCase):
         known |= {"--help", "--pidfile"}
         # And this is curl's.
         known |= {"--unix-socket"}
+        # These are the command fcmxmpp's; tests/test_commandline.py runs it with them.
+        known |= {"--all", "--json", "--state"}
         named = set(re.findall(r"--[a-z][a-z-]+", README))
         self.assertEqual(set(), named - known)
         self.assertTrue(named)

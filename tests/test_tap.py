@@ -29,11 +29,12 @@ from fcmxmpp import tap
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
-from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.errors import HandlerFailed, StoreUnavailable
 from fcmxmpp.handlers import Echo
 from fcmxmpp.interfaces import IUpstreamHandler
 from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.options import Options, Settings
+from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.tap import makeService
 from fcmxmpp.webhook import Webhook, WebhookConnections
 
@@ -220,6 +221,22 @@ class PrecedenceTests(OptionsCase):
         self.assertEqual(1000, settings.connections)
         self.assertTrue(self.settings("--ordered", *self.real).policy.ordered)
 
+    def test_store(self) -> None:
+        """
+        The store comes from the option, the environment or the file; with one,
+        messages are acknowledged when they are stored, unless that is said.
+        """
+        self.assertEqual((None, "handled"), _stored(self.settings(*self.real)))
+        config = self.write("config.toml", 'store = "sqlite:/in/file"\nremember = 1\n')
+        settings = self.settings("--config", config, *self.real)
+        self.assertEqual((("/in/file", "stored"), 3600.0), (_stored(settings), settings.remember))
+        settings = self.settings("--config", config, *self.real, FCM_STORE="sqlite:/in/variable")
+        self.assertEqual(("/in/variable", "stored"), _stored(settings))
+        given = ("--store", "sqlite:/in/option", "--ack", "handled")
+        settings = self.settings("--config", config, *self.real, *given, FCM_STORE="sqlite:/in/variable")
+        self.assertEqual(("/in/option", "handled"), _stored(settings))
+        self.assertEqual(48 * 3600.0, self.settings(*self.real, "--store", "sqlite:/x").remember)
+
     def test_optionBeforeFile(self) -> None:
         """
         An option comes before the same setting in the file.
@@ -311,6 +328,13 @@ class PrecedenceTests(OptionsCase):
 POLICY = ("ack", "handlerTimeout", "handlerTries")
 
 
+def _stored(settings: Settings) -> tuple[str | None, str]:
+    """
+    What settings say about the store.
+    """
+    return settings.store, settings.policy.ack
+
+
 class WrongUseTests(OptionsCase):
     """
     Whatever is wrong is told in one line.
@@ -331,7 +355,11 @@ class WrongUseTests(OptionsCase):
             (("--embedded", *self.real), "exclude each other"),
             (("--embedded", "more"), "unexpected argument 'more'"),
             (("--embedded", "--more"), "--more"),
-            (("--embedded", "--ack", "stored"), "handled, received"),
+            (("--embedded", "--ack", "maybe"), "handled, stored, received"),
+            (("--embedded", "--ack", "stored"), "--ack stored needs a --store"),
+            (("--embedded", "--store", "fcm.db"), "--store: a store has to be sqlite:PATH"),
+            (("--embedded", "--remember", "48"), "--remember needs --store"),
+            (("--embedded", "--store", "sqlite:x", "--remember", "0"), "--remember has to be more than 0"),
             (("--embedded", "--handler-tries", "0"), "--handler-tries"),
             (("--embedded", "--handler-tries", "1.5"), "--handler-tries"),
             (("--embedded", "--handler-tries", "x"), "--handler-tries has to be a number"),
@@ -661,6 +689,40 @@ class MakeServiceTests(OptionsCase):
                 error = self.assertRaises(SystemExit, services.privilegedStartService)
             self.assertEqual(1, error.code)
             said = f"--send-api unix:{busy}: cannot listen: there is a file of that name, which is no socket"
+            self.assertEqual([said], [formatEvent(event) for event in events])
+            self.assertEqual(f"twistd fcm-xmpp: {said}\n" * printed, output.getvalue())
+
+    def test_store(self) -> None:
+        """
+        A store is closed last.
+        """
+        made = self.made("--embedded", "--store", f"sqlite:{self.directory / 'store'}")
+        (place,) = [place for place, service in enumerate(made) if isinstance(service, SQLiteStore)]
+        kinds = [type(service) for service in made]
+        self.assertLess(place, kinds.index(EmbeddedConnectionServer))
+        self.assertLess(place, kinds.index(AppServer))
+
+    def test_noStore(self) -> None:
+        """
+        A store that cannot be used ends the process with the exit status 1,
+        and a line in the log and, if that is elsewhere, on standard error; a
+        daemon tells it to who has started it.
+        """
+        wrong = self.write("wrong", "This is no database, but it is long enough to be taken for one." * 9)
+        said = f"--store sqlite:{wrong}: the file is no database, or damaged: name another file"
+        for parent, raised, printed in (
+            ({"nodaemon": 1}, SystemExit, 0),
+            ({"nodaemon": 1, "logfile": "x"}, SystemExit, 1),
+            ({"nodaemon": 0}, StoreUnavailable, 0),
+        ):
+            options = self.options(
+                "--embedded", "--handler", "echo", "--store", f"sqlite:{wrong}", parent=parent
+            )
+            services: Any = makeService(options, MemoryReactorClock())
+            output = io.StringIO()
+            self.patch(sys, "__stderr__", output)
+            with capturedLogs() as events:
+                self.assertRaises(raised, services.startService)
             self.assertEqual([said], [formatEvent(event) for event in events])
             self.assertEqual(f"twistd fcm-xmpp: {said}\n" * printed, output.getvalue())
 

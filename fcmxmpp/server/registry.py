@@ -25,7 +25,8 @@ class IDeviceCallbacks(Interface):
     def messageStored(message_id: str) -> None:
         """
         The connection server has taken a message over: the device may forget
-        it.
+        it.  Never told of a message with a C{time_to_live} of 0, if the
+        connection server has a store: such a one is never in it.
         """
 
     def messageDelivered(message_id: str) -> None:
@@ -37,8 +38,10 @@ class IDeviceCallbacks(Interface):
         """
         A message will not be delivered.
 
-        @param error: C{"INVALID_PARAMETERS"}, C{"SIZE"}, C{"TTL_EXCEEDED"} or
-            C{"TOO_MANY_MESSAGES"}.
+        @param error: C{"INVALID_PARAMETERS"}, C{"SIZE"}, C{"TTL_EXCEEDED"},
+            C{"TOO_MANY_MESSAGES"} or C{"SERVICE_NOT_AVAILABLE"}.  The last two
+            are of messages that were not taken over, and pass: the device
+            keeps the message, and may send it again after a while.
         """
 
     def messageReceived(message: DownstreamMessage) -> None:

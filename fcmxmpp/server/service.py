@@ -5,11 +5,16 @@ Each sender has one queue of upstream messages, in the order they were
 accepted, and any number of streams.  A message leaves the queue for the stream
 with the fewest unacknowledged messages, if that has room; it comes back to the
 front, in its order, if the stream is lost before the ACK.
+
+With a store, what a device sends is committed first, and only then is the
+device told that it is stored, and the message put into the queue.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct, structs
@@ -20,7 +25,9 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.words.protocols.jabber.error import StreamError
 
+from fcmxmpp.entries import EntrustedEntry
 from fcmxmpp.errors import NotSendable
+from fcmxmpp.interfaces import IEntrusted
 from fcmxmpp.messages import (
     MAX_DATA_BYTES,
     MAX_ID_BYTES,
@@ -33,6 +40,7 @@ from fcmxmpp.messages import (
     ReceiptData,
     UpstreamMessage,
 )
+from fcmxmpp.server.custody import Custody
 from fcmxmpp.server.registry import Device, LoginGuard, Registry
 from fcmxmpp.server.script import Rule, Script
 from fcmxmpp.server.stream import ServerStream
@@ -44,7 +52,8 @@ __all__ = ["ConnectionServer"]
 
 _log = Logger()
 
-#: How many messages may wait for one sender's app server.
+#: How many messages may wait for one sender's app server, those that are being
+#: committed included.
 MAX_QUEUE = 100_000
 #: Seconds between looks for messages whose time has run out.
 SWEEP = 60.0
@@ -57,11 +66,13 @@ class _Entrusted:
     A message that a device has entrusted to us, or a receipt.
     """
 
-    __slots__ = ("devices", "expires", "message")
+    __slots__ = ("devices", "expires", "message", "number")
 
-    def __init__(self, message: UpstreamMessage | Receipt, expires: float) -> None:
+    def __init__(self, message: UpstreamMessage | Receipt, expires: float, number: int | None = None) -> None:
         self.message = message
         self.expires = expires
+        #: In the store; None while it is not there.
+        self.number = number
         #: Whom to tell; more than one entry if it was sent more than once.
         self.devices: list[Device] = []
 
@@ -71,13 +82,23 @@ class _Sender:
     What there is of one sender.
     """
 
-    __slots__ = ("entrusted", "queue", "streams")
+    __slots__ = ("commits", "entrusted", "queue", "streams")
 
     def __init__(self) -> None:
-        self.queue: Queue[tuple[str, str], _Entrusted] = Queue(MAX_QUEUE)
-        #: All that is not acknowledged, queued or on a stream.
+        # What has been committed is taken regardless; the limit is ours.
+        self.queue: Queue[tuple[str, str], _Entrusted] = Queue(sys.maxsize)
+        #: What is being committed, in the order it is to get into the queue.
+        self.commits: deque[_Entrusted] = deque()
+        #: All that is not acknowledged: being committed, queued or on a stream.
         self.entrusted: dict[tuple[str, str], _Entrusted] = {}
         self.streams: list[ServerStream] = []
+
+    @property
+    def isFull(self) -> bool:
+        """
+        Whether no more is taken.
+        """
+        return len(self.queue) + len(self.commits) >= MAX_QUEUE
 
 
 class Statistics(Struct):
@@ -123,7 +144,12 @@ class _Factory(ServerFactory):
 
 class ConnectionServer(Service):
     """
-    A connection server, in memory.
+    A connection server.
+
+    Without a store, it has everything in memory.  With one, nothing is lost
+    that a device was told is stored: what has not been acknowledged when this
+    process ends comes back into the queues at the next start.  Devices and
+    streams are in memory in any case.
 
     @ivar registry: who may log in, and the devices.
     @ivar factory: for the endpoint on which app servers connect.
@@ -137,10 +163,13 @@ class ConnectionServer(Service):
         clock: IReactorTime,
         randomBytes: Callable[[int], bytes] = os.urandom,
         receipts: bool = False,
+        entrusted: IEntrusted | None = None,
     ) -> None:
         """
         @param receipts: whether to send delivery receipts where they are asked
             for; Google's server stopped that in 2019.
+        @param entrusted: of a store that is started before this and stopped
+            after it, and that nothing else uses.
         """
         self.registry = registry
         self.script = Script()
@@ -156,6 +185,19 @@ class ConnectionServer(Service):
         self._connections: set[ServerStream] = set()
         self._idle: list[Deferred[None]] = []
         self._sweep: IDelayedCall | None = None
+        self._custody: Custody | None = None
+        if entrusted is not None:
+            self._custody = Custody(entrusted, clock, self._restore, self._refuseHeld)
+        # What devices send while the custody is loaded.
+        self._held: list[tuple[Device, UpstreamMessage]] = []
+
+    def startService(self) -> None:
+        """
+        Bring back what is in the store.
+        """
+        super().startService()
+        if self._custody is not None:
+            self._custody.start()
 
     # The device's side.
 
@@ -166,12 +208,19 @@ class ConnectionServer(Service):
         A device sends a message to its app server.
 
         The device is told by its callbacks: stored, and then delivered or
-        failed; or failed at once.
+        failed; or failed without having been stored.  If there is a store, it
+        is told that something is stored when that is committed.
+
+        The same message once more, while the first is on its way: one
+        delivery, with the first one's time to live, and the device is told
+        twice.
 
         @param data: strings; values that are none are left out, as Google's
             client libraries did.
         @param time_to_live: seconds; what is negative or more than 24 hours
-            counts as 24 hours.  0 means now or never.
+            counts as 24 hours.  0 means now or never: with a store, such a
+            message is not committed, and its device is never told that it is
+            stored, only what became of it.
         """
         strings = {key: value for key, value in data.items() if isinstance(value, str)}
         if time_to_live is None or not 0 <= time_to_live <= MAX_UPSTREAM_TTL:
@@ -191,10 +240,6 @@ class ConnectionServer(Service):
         if size > MAX_DATA_BYTES:
             device.callbacks.messageFailed(message_id, "SIZE")
             return
-        sender = self._sender(device.senderID)
-        if sender.queue.full:
-            device.callbacks.messageFailed(message_id, "TOO_MANY_MESSAGES")
-            return
         message = UpstreamMessage(
             data=strings,
             time_to_live=time_to_live,
@@ -202,19 +247,149 @@ class ConnectionServer(Service):
             message_id=message_id,
             category=device.category,
         )
+        self._submit(device, message)
+
+    def _submit(self, device: Device, message: UpstreamMessage) -> None:
+        """
+        A device sends a message that is in order.
+        """
+        callbacks = device.callbacks
+        custody = self._custody
+        sender = self._sender(device.senderID)
+        if sender.isFull or len(self._held) >= MAX_QUEUE:
+            callbacks.messageFailed(message.message_id, "TOO_MANY_MESSAGES")
+            return
+        if custody is not None and not custody.isLoaded:
+            self._hold(device, message)
+            return
         entrusted = sender.entrusted.get(message.key)
         if entrusted is None:
-            if time_to_live == 0 and (sender.queue or not any(stream.room for stream in sender.streams)):
-                device.callbacks.messageFailed(message_id, "TTL_EXCEEDED")
+            time_to_live = message.time_to_live or 0
+            if not time_to_live and not self._mayGoNow(sender, message):
+                callbacks.messageFailed(message.message_id, "TTL_EXCEEDED")
                 return
             entrusted = _Entrusted(message, self._clock.seconds() + time_to_live)
             sender.entrusted[message.key] = entrusted
+            if custody is not None and time_to_live:
+                entrusted.devices.append(device)
+                self._commit(custody, device.senderID, sender, entrusted)
+                return
             sender.queue.append(message.key, entrusted)
-        # The same message while the first is still on its way: one delivery,
-        # and the device is told twice.
         entrusted.devices.append(device)
-        device.callbacks.messageStored(message_id)
+        if custody is None or entrusted.number is not None:
+            callbacks.messageStored(message.message_id)
         self._route(sender)
+
+    def _mayGoNow(self, sender: _Sender, message: UpstreamMessage) -> bool:
+        """
+        Whether a message can go out at once, without overtaking another of its
+        device.
+        """
+        return (
+            not sender.queue
+            and any(stream.room for stream in sender.streams)
+            and all(entrusted.message.from_ != message.from_ for entrusted in sender.commits)
+        )
+
+    # What is in the store.
+
+    def _hold(self, device: Device, message: UpstreamMessage) -> None:
+        """
+        Keep a message until what was there before it is known.
+        """
+        if not message.time_to_live:
+            device.callbacks.messageFailed(message.message_id, "TTL_EXCEEDED")
+        elif not self.running:
+            device.callbacks.messageFailed(message.message_id, "SERVICE_NOT_AVAILABLE")
+        else:
+            self._held.append((device, message))
+
+    def _commit(self, custody: Custody, senderID: str, sender: _Sender, entrusted: _Entrusted) -> None:
+        """
+        Commit a message, and only then go on with it.
+        """
+
+        def added(entry: EntrustedEntry) -> None:
+            entrusted.number = entry.number
+            self._queueCommitted(sender)
+            for device in entrusted.devices:
+                device.callbacks.messageStored(entrusted.message.message_id)
+            self._route(sender)
+
+        def refused(_: Exception) -> None:
+            sender.commits.remove(entrusted)
+            del sender.entrusted[entrusted.message.key]
+            self._queueCommitted(sender)
+            for device in entrusted.devices:
+                device.callbacks.messageFailed(entrusted.message.message_id, "SERVICE_NOT_AVAILABLE")
+            self._route(sender)
+
+        sender.commits.append(entrusted)
+        custody.add(senderID, entrusted.message, entrusted.expires, added, refused)
+
+    def _queueCommitted(self, sender: _Sender) -> None:
+        """
+        Queue what is committed, but nothing before what was submitted earlier.
+        """
+        while sender.commits and sender.commits[0].number is not None:
+            entrusted = sender.commits.popleft()
+            sender.queue.append(entrusted.message.key, entrusted)
+
+    def _restore(self, entries: list[EntrustedEntry]) -> None:
+        """
+        Bring back what an earlier process has left, in its order; then take
+        what devices have sent meanwhile.
+        """
+        assert self._custody is not None
+        for entry in entries:
+            known = self._sender(entry.senderID).entrusted
+            older = known.pop(entry.message.key, None)
+            if older is not None and older.number is not None:
+                # It was acknowledged, and sent again before that got into the
+                # store.
+                self._custody.remove(older.number)
+            known[entry.message.key] = _Entrusted(entry.message, entry.expires, entry.number)
+        now = self._clock.seconds()
+        expired = []
+        for sender in self._senders.values():
+            for key, entrusted in sender.entrusted.items():
+                if entrusted.expires < now:
+                    expired.append((sender, entrusted))
+                else:
+                    sender.queue.append(key, entrusted)
+        # Only then, because a device that is told may send again at once.
+        for sender, entrusted in expired:
+            self._expire(sender, entrusted)
+        for sender in list(self._senders.values()):
+            self._route(sender)
+        held, self._held = self._held, []
+        for device, message in held:
+            self._submit(device, message)
+
+    def _refuseHeld(self) -> None:
+        """
+        It is not known what is there: take nothing over, and keep nothing.
+        """
+        held, self._held = self._held, []
+        for device, message in held:
+            device.callbacks.messageFailed(message.message_id, "SERVICE_NOT_AVAILABLE")
+
+    def _remove(self, sender: _Sender, key: tuple[str, str]) -> list[Device]:
+        """
+        A message is acknowledged, or of no more use.
+
+        @return: whom to tell.
+        """
+        entrusted = sender.entrusted.pop(key)
+        if self._custody is None:
+            return entrusted.devices
+        if entrusted.number is not None:
+            self._custody.remove(entrusted.number)
+        if not entrusted.devices:
+            # Of an earlier process; its device may have come back.
+            device = self.registry.device(key[0])
+            return [] if device is None else [device]
+        return entrusted.devices
 
     def _sender(self, senderID: str) -> _Sender:
         """
@@ -260,8 +435,7 @@ class ConnectionServer(Service):
         A message's time has run out.
         """
         self.statistics.expired += 1
-        del sender.entrusted[entrusted.message.key]
-        for device in entrusted.devices:
+        for device in self._remove(sender, entrusted.message.key):
             device.callbacks.messageFailed(entrusted.message.message_id, "TTL_EXCEEDED")
 
     def _setSweep(self) -> None:
@@ -353,7 +527,7 @@ class ConnectionServer(Service):
         assert stream.senderID is not None
         sender = self._sender(stream.senderID)
         self.statistics.acknowledged += 1
-        for device in sender.entrusted.pop(message.key).devices:
+        for device in self._remove(sender, message.key):
             device.callbacks.messageDelivered(message.message_id)
         self._route(sender)
 
@@ -468,12 +642,16 @@ class ConnectionServer(Service):
             from_=RECEIPT_SENDER,
         )
         sender = self._sender(device.senderID)
-        if receipt.key in sender.entrusted or sender.queue.full:
-            # The same message again, or an app server that is long gone: the
-            # protocol does not promise receipts.
+        isReady = self._custody is None or self._custody.isLoaded
+        if receipt.key in sender.entrusted or sender.isFull or not isReady:
+            # The same message again, or an app server that is long gone, or a
+            # store that does not work: the protocol does not promise receipts.
             return
         entrusted = _Entrusted(receipt, now + MAX_UPSTREAM_TTL)
         sender.entrusted[receipt.key] = entrusted
+        if self._custody is not None:
+            self._commit(self._custody, device.senderID, sender, entrusted)
+            return
         sender.queue.append(receipt.key, entrusted)
         self._route(sender)
 
@@ -511,8 +689,9 @@ class ConnectionServer(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Close every stream, and wait until all are closed.  Stop listening
-        first: a stream that is made meanwhile is waited for as well.
+        Close every stream, and wait until all are closed and nothing is being
+        committed.  Stop listening first: a stream that is made meanwhile is
+        waited for as well.
         """
         super().stopService()
         if self._sweep is not None:
@@ -521,7 +700,12 @@ class ConnectionServer(Service):
         for call in self._late:
             call.cancel()
         self._late.clear()
+        self._refuseHeld()
         closed: Deferred[None] = Deferred()
+        custody = self._custody
+        if custody is not None:
+            # ACKs may come until the last stream is closed.
+            closed.addCallback(lambda _: custody.stop())
         if not self._connections:
             closed.callback(None)
             return closed

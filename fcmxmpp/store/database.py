@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import TypeVar
 from fcmxmpp.errors import StoreUnavailable
 
 
-__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "transaction"]
+__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "parseStore", "transaction"]
 
 _Row = TypeVar("_Row")
 
@@ -32,12 +33,12 @@ _STEPS = (
     """
     -- Which upstream messages have been taken over: 16 bytes of BLAKE2b of the
     -- C{from} and the message_id, because these are long and there are many.
+    -- One tree, in the order of the digests: a new row changes one page of it,
+    -- and the sweep finds a hundred rows on each.
     CREATE TABLE known (
-        number INTEGER PRIMARY KEY,
-        digest BLOB NOT NULL,
+        digest BLOB PRIMARY KEY NOT NULL,
         at REAL NOT NULL
-    );
-    CREATE UNIQUE INDEX known_digest ON known (digest);
+    ) WITHOUT ROWID;
 
     -- Upstream messages: to be handled, or (with a reason) dead letters.
     CREATE TABLE inbox (
@@ -82,6 +83,20 @@ _STEPS = (
 VERSION = len(_STEPS)
 
 
+def parseStore(description: str) -> str:
+    """
+    Read what people say for a store: C{sqlite:PATH}.
+
+    @return: the absolute path of its file.
+    @raise ValueError: if it is nothing of that kind; the text says what it has
+        to look like, in one line.
+    """
+    kind, _, path = description.partition(":")
+    if kind != "sqlite" or not path:
+        raise ValueError("a store has to be sqlite:PATH")
+    return os.path.abspath(path)
+
+
 def connect(path: str, create: bool = True) -> sqlite3.Connection:
     """
     Open a store, and bring an older one up to date.
@@ -95,11 +110,17 @@ def connect(path: str, create: bool = True) -> sqlite3.Connection:
         raise StoreUnavailable(f"there is no such file: {path}")
     connection = None
     try:
-        if create:
-            # Messages are nobody else's business.
+        if create and not os.path.exists(path):
+            # Messages are nobody else's business.  One that is there must not
+            # be opened: to close it would end the locks that this process has
+            # on it, those of another connection included.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, cached_statements=256)
         _prepare(connection)
+        if create:
+            # Whether it can be written to.
+            with transaction(connection):
+                pass
     except (sqlite3.Error, OSError, StoreUnavailable) as error:
         if connection is not None:
             connection.close()
@@ -111,8 +132,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     """
     Check what there is, and bring it up to date.
     """
+    # In one view of the file: another process may be making it right now.
+    connection.execute("BEGIN")
     _checkVersion(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("COMMIT")
+    _useLog(connection)
     connection.execute("PRAGMA synchronous = FULL")
     # 16 MiB of pages in memory: enough for the upper part of a large index.
     connection.execute("PRAGMA cache_size = -16384")
@@ -125,8 +149,30 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     # Not only the header: a file cut short is noticed now.
-    for table in ("known", "inbox", "outbox", "entrusted"):
-        connection.execute(f"SELECT number FROM {table} ORDER BY number DESC LIMIT 1").fetchone()
+    for table, column in (
+        ("known", "digest"),
+        ("inbox", "number"),
+        ("outbox", "number"),
+        ("entrusted", "number"),
+    ):
+        connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
+
+
+def _useLog(connection: sqlite3.Connection) -> None:
+    """
+    Turn write-ahead logging on, if it is not.
+    """
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # This is the one statement for which SQLite does not wait by itself
+            # while another process makes the same file.
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _versionOf(connection: sqlite3.Connection) -> int:
@@ -192,11 +238,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def lock(path: str) -> int:

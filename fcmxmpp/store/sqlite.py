@@ -16,6 +16,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -34,7 +35,7 @@ from fcmxmpp.entries import (
 from fcmxmpp.errors import FCMError, StillUnanswered
 from fcmxmpp.interfaces import IEntrusted, IInbox, IOutbox, IStore
 from fcmxmpp.messages import DownstreamMessage, Receipt, UpstreamMessage
-from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer, encode
+from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer
 from fcmxmpp.store.database import connect, inChunks, insert, lock
 from fcmxmpp.store.groupcommit import MOST, GroupCommit
 
@@ -44,12 +45,22 @@ __all__ = ["KEEP", "SQLiteStore", "digest"]
 #: Seconds for which it is remembered which messages have been taken over: twice
 #: the longest time that a connection server delivers one.
 KEEP = 48 * 3600.0
-#: Seconds between two steps of the sweep when there is nothing to do, and when
-#: there is.
-REST, STRIDE = 60.0, 0.05
-#: How many rows a step of the sweep takes away, at least and at most, and the
+#: Seconds between two steps of the sweep, and at least between its end and the
+#: next; and how many times it begins in the time that things are kept.  The
+#: more there is to take away from a page, the fewer pages are written for it.
+STRIDE, REST, TIMES = 0.05, 60.0, 16
+#: How many rows a step of the sweep looks at, at least and at most, and the
 #: seconds that it may take.
-FEW, MANY, BRIEF = 20, 2000, 0.005
+FEW, MANY, BRIEF = 100, 5000, 0.005
+#: How many failed downstream messages a step takes away, which are large.
+LARGE = 100
+
+#: Behind every digest.
+_BEHIND = b"\xff" * 17
+
+# Not that of fcmxmpp.payload: its escapes for XML may make six bytes of one, and
+# what comes out may then be too long to be read again.
+_encode = msgspec.json.Encoder().encode
 
 _Connection = sqlite3.Connection
 _Upstream = UpstreamMessage | Receipt
@@ -169,16 +180,18 @@ def _noteTries(connection: _Connection, tries: Sequence[tuple[int, int]]) -> lis
     See L{IInbox.tried}.
     """
     for number, count in tries:
-        connection.execute("UPDATE inbox SET tries = ? WHERE number = ?", (count, number))
+        connection.execute("UPDATE inbox SET tries = ? WHERE number = ? AND reason IS NULL", (count, number))
     return [None] * len(tries)
 
 
-def _deleteFrom(table: str, connection: _Connection, numbers: Sequence[int]) -> list[None]:
+def _delete(connection: _Connection, rows: str, numbers: Sequence[int]) -> list[None]:
     """
     Delete rows.
+
+    @param rows: the table, C{WHERE}, and what else holds for them.
     """
     for chunk in inChunks(numbers):
-        connection.execute(f"DELETE FROM {table} WHERE number IN ({_marks(chunk)})", chunk)
+        connection.execute(f"DELETE FROM {rows} number IN ({_marks(chunk)})", chunk)
     return [None] * len(numbers)
 
 
@@ -186,7 +199,7 @@ def _noteHandled(connection: _Connection, numbers: Sequence[int]) -> list[None]:
     """
     See L{IInbox.handled}.
     """
-    return _deleteFrom("inbox", connection, numbers)
+    return _delete(connection, "inbox WHERE reason IS NULL AND", numbers)
 
 
 def _areKnown(connection: _Connection, digests: Sequence[bytes]) -> list[bool]:
@@ -244,7 +257,7 @@ class _Inbox:
         """
         See L{IInbox.add}.
         """
-        return self._do(_addToInbox, (message, encode(message), self._seconds()))
+        return self._do(_addToInbox, (message, _encode(message), self._seconds()))
 
     def load(self, after: int, limit: int) -> Deferred[list[InboxEntry]]:
         """
@@ -256,13 +269,13 @@ class _Inbox:
         """
         See L{IInbox.tried}.
         """
-        return self._do(_noteTries, (number, tries))
+        return self._do(_noteTries, (number, tries), urgent=False)
 
     def handled(self, number: int) -> Deferred[None]:
         """
         See L{IInbox.handled}.
         """
-        return self._do(_noteHandled, number)
+        return self._do(_noteHandled, number, urgent=False)
 
     def isKnown(self, key: tuple[str, str]) -> Deferred[bool]:
         """
@@ -346,16 +359,18 @@ def _withdraw(connection: _Connection, numbers: Sequence[int]) -> list[None]:
     """
     See L{IOutbox.withdraw}.
     """
-    return _deleteFrom("outbox", connection, numbers)
+    return _delete(connection, "outbox WHERE outcome IS NULL AND", numbers)
 
 
 def _settle(connection: _Connection, outcomes: Sequence[tuple[int, Outcome, bytes, bool]]) -> list[None]:
     """
     See L{IOutbox.settle}.
     """
-    done = [number for number, outcome, _, report in outcomes if outcome.error is None and not report]
-    _deleteFrom("outbox", connection, done)
-    for number, outcome, body, report in outcomes:
+    # The first outcome of a message stands.
+    first = {number: (outcome, body, report) for number, outcome, body, report in reversed(outcomes)}
+    done = [number for number, (outcome, _, report) in first.items() if outcome.error is None and not report]
+    _delete(connection, "outbox WHERE outcome IS NULL AND", done)
+    for number, (outcome, body, report) in first.items():
         if outcome.error is not None or report:
             connection.execute(
                 "UPDATE outbox SET outcome = ?, settled = ?, reported = ? "
@@ -390,11 +405,14 @@ def _noteReported(connection: _Connection, reports: Sequence[tuple[int, float]])
     for chunk in inChunks([number for number, _ in reports]):
         marks = _marks(chunk)
         connection.execute(
-            f"DELETE FROM outbox WHERE number IN ({marks}) AND json_extract(outcome, '$.error') IS NULL",
+            f"DELETE FROM outbox WHERE number IN ({marks}) AND outcome IS NOT NULL "
+            # SQLite's newer versions take a BLOB for JSON of their own format.
+            "AND json_extract(CAST(outcome AS TEXT), '$.error') IS NULL",
             chunk,
         )
         connection.execute(
-            f"UPDATE outbox SET reported = ? WHERE number IN ({marks}) AND outcome IS NOT NULL",
+            f"UPDATE outbox SET reported = ? WHERE number IN ({marks}) "
+            "AND outcome IS NOT NULL AND reported IS NULL",
             [now, *chunk],
         )
     return [None] * len(reports)
@@ -414,7 +432,7 @@ class _Outbox:
         """
         See L{IOutbox.add}.
         """
-        return self._do(_addToOutbox, (message, encode(message), self._seconds()))
+        return self._do(_addToOutbox, (message, _encode(message), self._seconds()))
 
     def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry]]:
         """
@@ -450,7 +468,7 @@ class _Outbox:
         """
         See L{IOutbox.reported}.
         """
-        return self._do(_noteReported, (number, self._seconds()))
+        return self._do(_noteReported, (number, self._seconds()), urgent=False)
 
 
 # What devices have entrusted to a connection server.
@@ -495,7 +513,7 @@ def _removeEntrusted(connection: _Connection, numbers: Sequence[int]) -> list[No
     """
     See L{IEntrusted.remove}.
     """
-    return _deleteFrom("entrusted", connection, numbers)
+    return _delete(connection, "entrusted WHERE", numbers)
 
 
 @implementer(IEntrusted)
@@ -511,7 +529,7 @@ class _Entrusted:
         """
         See L{IEntrusted.add}.
         """
-        return self._do(_entrust, (senderID, message, encode(message), expires))
+        return self._do(_entrust, (senderID, message, _encode(message), expires))
 
     def load(self, after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
         """
@@ -523,36 +541,43 @@ class _Entrusted:
         """
         See L{IEntrusted.remove}.
         """
-        return self._do(_removeEntrusted, number)
+        return self._do(_removeEntrusted, number, urgent=False)
 
 
 # What is no longer of use.
 
 
-def _sweep(connection: _Connection, steps: Sequence[tuple[float, int]]) -> list[tuple[int, float]]:
+def _sweep(
+    connection: _Connection, steps: Sequence[tuple[float, bytes, int]]
+) -> list[tuple[bytes | None, float]]:
     """
-    Take away the oldest of what is remembered.
+    Take away what is remembered for too long, from some of the rows.
 
-    @param steps: before when it must have come, and how many rows at most.
-    @return: for each, how many rows it was, and the seconds that it took.
+    @param steps: before when it must have come; after which row to begin, and
+        how many to look at.
+    @return: for each, the row to go on after, None at the end; and the seconds
+        that it took.
     """
     results = []
-    for before, limit in steps:
+    for before, after, limit in steps:
         began = time.perf_counter()
-        # Rows are in the order of their time, so only the oldest are looked at.
-        (last,) = connection.execute(
-            "SELECT max(number) FROM (SELECT number, at FROM known ORDER BY number LIMIT ?) WHERE at < ?",
-            (limit, before),
+        # In the order of the pages; by age, each row would be on another page.
+        last = connection.execute(
+            "SELECT digest FROM known WHERE digest > ? ORDER BY digest LIMIT 1 OFFSET ?", (after, limit - 1)
         ).fetchone()
-        swept = 0
-        if last is not None:
-            swept = connection.execute("DELETE FROM known WHERE number <= ?", (last,)).rowcount
-        swept += connection.execute(
+        to: bytes | None = last and last[0]
+        connection.execute(
+            "DELETE FROM known WHERE digest > ? AND digest <= ? AND at < ?", (after, to or _BEHIND, before)
+        )
+        failed = connection.execute(
             "DELETE FROM outbox WHERE number IN (SELECT number FROM outbox "
             "WHERE reported IS NOT NULL AND reported < ? ORDER BY reported LIMIT ?)",
-            (before, limit),
+            (before, LARGE),
         ).rowcount
-        results.append((swept, time.perf_counter() - began))
+        if to is None and failed == LARGE:
+            # There are more of these.
+            to = after
+        results.append((to, time.perf_counter() - began))
     return results
 
 
@@ -584,6 +609,8 @@ class SQLiteStore(Service):
         self._lock: int | None = None
         self._next: IDelayedCall | None = None
         self._step = FEW
+        self._rest = max(REST, keep / TIMES)
+        self._sweptTo = b""
         self.seconds = reactor.seconds
         self.commits = GroupCommit(partial(connect, self._path), reactor, path, most)
         self.inbox = _Inbox(self)
@@ -623,19 +650,20 @@ class SQLiteStore(Service):
         """
         self._next = None
         before = self.seconds() - self._keep
-        swept = self.commits.do(_sweep, (before, self._step))
+        swept = self.commits.do(_sweep, (before, self._sweptTo, self._step))
         swept.addCallbacks(self._swept, self._notSwept)
 
-    def _swept(self, result: tuple[int, float]) -> None:
+    def _swept(self, result: tuple[bytes | None, float]) -> None:
         """
-        That was done: take as much as can be done in a short time.
+        That was done: look at as much as can be done in a short time.
         """
-        rows, seconds = result
+        to, seconds = result
         if seconds > BRIEF:
             self._step = max(FEW, self._step // 2)
-        elif rows >= self._step and seconds < BRIEF / 2:
+        elif seconds < BRIEF / 2:
             self._step = min(MANY, self._step * 2)
-        self._sweepLater(STRIDE if rows else REST)
+        self._sweptTo = to or b""
+        self._sweepLater(self._rest if to is None else STRIDE)
 
     def _notSwept(self, _: object) -> None:
         """
