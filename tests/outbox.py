@@ -57,8 +57,10 @@ class GatedOutbox:
         self.calls[name] += 1
         result: Deferred[Any] = Deferred()
         if name in self.mute:
-            done = self._try(name, do)
-            self._held.append((name, lambda: done.chainDeferred(result)))
+            # Kept apart from Deferreds: what is never released is no unhandled error.
+            done: list[Any] = []
+            self._try(name, do).addBoth(done.append)
+            self._held.append((name, lambda: result.callback(done[0])))
         elif name in self.slow:
             self._held.append((name, lambda: self._try(name, do).chainDeferred(result)))
         else:

@@ -109,7 +109,7 @@ class OutboxMachine(RuleBasedStateMachine):
             raise HandlerUnavailable("not now")
         if self.mode == "fail":
             self.bad[message_id] += 1
-            raise ValueError
+            raise HandlerFailed("no")
         if self.mode == "hang":
             hanging: Deferred[None] = Deferred(lambda _: self.bad.update([message_id]))
             self.hanging.append((message_id, hanging))
@@ -253,7 +253,7 @@ class OutboxMachine(RuleBasedStateMachine):
         for message_id, hanging in self.hanging[:2]:
             if not hanging.called:
                 (self.ok if well else self.bad)[message_id] += 1
-                hanging.callback(None) if well else hanging.errback(ValueError())
+                hanging.callback(None) if well else hanging.errback(HandlerFailed("no"))
         del self.hanging[:2]
 
     def end(self) -> None:

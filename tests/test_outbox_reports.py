@@ -205,7 +205,7 @@ class ReportTests(OutboxCase):
         """
         life = self.makeLife(links=0)
         life.entrust(to("1"), to("2"), to("3"))
-        life = self.makeLife(prepare=lambda gate: gate.mute.add("unreported"))
+        life = self.makeLife(prepare=lambda gate: gate.slow.add("unreported"))
         life.gate.mute.add("settle")
         life.ack("1", "2", "3")
         life.gate.mute.discard("settle")
