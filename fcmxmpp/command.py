@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from io import TextIOWrapper
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import click
 
@@ -41,6 +41,8 @@ _T = TypeVar("_T", str | None, tuple[str, ...])
 
 #: Rows of a table, unless told otherwise.
 LIMIT = 100
+#: The columns that may be cut.
+_TEXTS = ("MESSAGE_ID", "FROM", "TO", "REASON")
 #: From how many messages on it is worth a progress bar.
 MANY = 1000
 
@@ -157,9 +159,8 @@ class _Program(click.Group):
         """
         Run it.  Everything that can be wrong with the world is one line.
         """
-        if isinstance(sys.stdout, TextIOWrapper):
-            # Where not every character can be written, better its number than a traceback.
-            sys.stdout.reconfigure(errors="backslashreplace")
+        # Where not every character can be written, better its number than a traceback.
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -301,7 +302,7 @@ def _list(
     if shown:
         # Nothing is cut where it is not a terminal that it goes to.
         room = shutil.get_terminal_size((sys.maxsize, 0)).columns
-        for line in table(heads, [_row(entry, now) for entry in shown], room):
+        for line in table(heads, [_row(entry, now) for entry in shown], _TEXTS, room):
             _write(line)
     more = sum(counts.values()) - len(shown)
     if more > 0:
@@ -637,7 +638,7 @@ def _group(box: Box) -> click.Group:
     The subcommands for a box.
     """
     name, failed = box.table, box.failed
-    reason = "ValueError" if box is INBOX else "SERVICE_UNAVAILABLE"
+    reason = "ValueError" if box is INBOX else "Expired"
     about, retry, drop = _HELP[name]
 
     def command(
@@ -664,7 +665,9 @@ def _group(box: Box) -> click.Group:
         dropping.append(
             click.Option(["--force"], is_flag=True, help="Also outcomes that have not been reported.")
         )
-    limit = click.Option(["--limit"], type=click.IntRange(min=1), help="No more rows than this.")
+    limit = click.Option(
+        ["--limit"], type=click.IntRange(min=1), metavar="ROWS", help="No more rows than this."
+    )
     output = click.Option(
         ["--output"],
         metavar="FILE",

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 
 __all__ = ["printable", "table"]
 
-#: Columns that a cell keeps however narrow the terminal is.
-NARROW = 8
+#: Columns that a text keeps however narrow the terminal is.
+NARROW = 7
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -52,17 +52,27 @@ def _cut(text: str, width: int) -> str:
     return text + " " * (width - _width(text))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> Iterator[str]:
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], texts: Collection[str], room: int
+) -> Iterator[str]:
     """
     Lines of aligned columns; those in which there is nothing are left out.
 
-    @param room: columns of the terminal.  Where it is too narrow, texts are
-        cut: those of the widest columns first.
+    @param texts: the heads of those that may be cut; those that are the widest
+        are cut first.
+    @param room: columns of the terminal.  No line is longer, unless the texts
+        would become too short.
     """
     places = [place for place in range(len(heads)) if any(row[place] for row in rows)]
     lines = [[printable(row[place]) for place in places] for row in [heads, *rows]]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + 2 * (len(widths) - 1) > room and max(widths) > NARROW:
-        widths[widths.index(max(widths))] -= 1
+    flexible = [index for index, place in enumerate(places) if heads[place] in texts]
+    excess = sum(widths) + 2 * (len(widths) - 1) - room
+    while excess > 0 and flexible:
+        widest = max(flexible, key=widths.__getitem__)
+        if widths[widest] <= NARROW:
+            break
+        widths[widest] -= 1
+        excess -= 1
     for row in lines:
         yield "  ".join(map(_cut, row, widths)).rstrip()

@@ -261,8 +261,8 @@ def unused(path: str) -> Iterator[bool]:
         yield False
         return
     try:
-        if isNew:
-            # Made by root, it would keep the service out.
+        if isNew and os.geteuid() == 0:
+            # Root's own would keep the service out.
             owner = os.stat(path)
             os.chown(descriptor, owner.st_uid, owner.st_gid)
         yield True
