@@ -658,7 +658,8 @@ class RunningTests(TestCase):
         A message that is sent again is the next that the service finds, and
         its message_id is taken.
         """
-        self.filler.settled("d-1", Expired("over"))
+        # Just now: the service sweeps away what is old.
+        self.filler.settled("d-1", Expired("over"), at=time.time())
         entry = await self.store.outbox.add(DownstreamMessage(to="tok-A", message_id="d-2"))
         self.assertEqual("1 message retried\n", self.run_("outbox retry d-1"))
         (again,) = await self.store.outbox.load(entry.number, 10)
