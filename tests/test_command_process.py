@@ -95,7 +95,8 @@ class ProcessTests(SynchronousTestCase):
                 typed = b""
         status = process.wait(PATIENCE)
         with open(name, "rb") as output:
-            return status, output.read(), shown
+            # Some versions of click write a blank for a question.
+            return status, output.read().lstrip(b" "), shown
 
     def left(self) -> int:
         """
