@@ -18,7 +18,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from fcmxmpp.errors import StoreUnavailable
 from fcmxmpp.store import database
-from fcmxmpp.store.database import VERSION, connect, explain, inChunks, insert, lock, transaction
+from fcmxmpp.store.database import VERSION, connect, explain, inChunks, insert, lock, parseStore, transaction
 from tests import faultyvfs
 from tests.checkout import childEnvironment
 from tests.faultyvfs import FaultyVFS
@@ -80,6 +80,28 @@ class Case(SynchronousTestCase):
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         return process
+
+
+class ParseTests(SynchronousTestCase):
+    """
+    L{parseStore}.
+    """
+
+    def test_path(self) -> None:
+        """
+        The path is whatever stands behind the first colon, and is made
+        absolute, so that it stays the same when the process goes elsewhere.
+        """
+        self.assertEqual("/var/lib/a:b", parseStore("sqlite:/var/lib/a:b"))
+        self.assertEqual(os.path.join(os.getcwd(), "store"), parseStore("sqlite:store"))
+
+    def test_refused(self) -> None:
+        """
+        Anything else is refused in one line: no kind, another one, no path.
+        """
+        for description in ("", "store", "/var/lib/store", "memory:", "SQLite:store", "sqlite", "sqlite:"):
+            with self.assertRaisesRegex(ValueError, "^a store has to be sqlite:PATH$"):
+                parseStore(description)
 
 
 class ConnectTests(Case):

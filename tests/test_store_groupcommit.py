@@ -16,7 +16,7 @@ from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.errors import FCMError, NotSendable, Stopped, StoreUnavailable
-from fcmxmpp.store.groupcommit import REMIND, GroupCommit
+from fcmxmpp.store.groupcommit import LINGER, REMIND, GroupCommit
 from tests.handreactor import HandReactor
 
 
@@ -147,6 +147,82 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual([2, 4, 6], [self.successResultOf(each) for each in later])
         self.assertEqual([[1, 2, 3]], self.calls)
         self.assertEqual(2, self.commits.commits)
+
+    def due(self) -> list[float]:
+        """
+        In how many seconds the reactor has something to do.
+        """
+        return [call.getTime() - self.reactor.seconds() for call in self.reactor.getDelayedCalls()]
+
+    def test_notUrgent(self) -> None:
+        """
+        What is not urgent waits for company, and for no longer than was said,
+        however much of it comes; then all of it goes into one commit.
+        """
+        self.start()
+        results = [self.commits.do(self.insert, 1, urgent=False)]
+        self.assertEqual([LINGER], self.due())
+        self.reactor.advance(LINGER / 2)
+        results.append(self.commits.do(self.insert, 2, urgent=False))
+        self.assertEqual([LINGER / 2], self.due())
+        self.reactor.advance(LINGER / 2)
+        self.assertEqual([], self.due())
+        self.reactor.turn()
+        self.assertEqual([2, 4], [self.successResultOf(each) for each in results])
+        self.assertEqual([[1, 2]], self.calls)
+        self.assertEqual(1, self.commits.commits)
+        # The next one waits again.
+        self.commits.do(self.insert, 3, urgent=False)
+        self.assertEqual([LINGER], self.due())
+
+    def test_company(self) -> None:
+        """
+        What is not urgent goes at once with what is, into one commit and in
+        order, whichever came first; and afterwards nothing more is to come.
+        """
+        self.start()
+        for number, urgent in enumerate(((False, True), (True, False), (False, True, True, False)), 1):
+            results = [self.commits.do(self.insert, place, each) for place, each in enumerate(urgent)]
+            self.assertEqual([0], self.due())
+            self.reactor.turn()
+            expected = list(range(len(urgent)))
+            self.assertEqual(
+                [each * 2 for each in expected], [self.successResultOf(each) for each in results]
+            )
+            self.assertEqual(expected, self.calls[-1])
+            self.assertEqual(number, self.commits.commits)
+            self.assertEqual([], self.due())
+
+    def test_lateCompany(self) -> None:
+        """
+        What is urgent and comes while something waits takes that along at
+        once.
+        """
+        self.start()
+        waiting = self.commits.do(self.insert, 1, urgent=False)
+        self.reactor.advance(LINGER / 2)
+        urgent = self.commits.do(self.insert, 2)
+        self.assertEqual([0], self.due())
+        self.reactor.turn()
+        self.assertEqual([2, 4], [self.successResultOf(each) for each in (waiting, urgent)])
+        self.assertEqual(([[1, 2]], 1), (self.calls, self.commits.commits))
+        self.assertEqual([], self.due())
+
+    def test_stopNotUrgent(self) -> None:
+        """
+        To stop means not to wait for company any more: what is not urgent is
+        done at once, and nothing is left for the reactor to do later.
+        """
+        self.start()
+        result = self.commits.do(self.insert, 1, urgent=False)
+        ended = self.commits.stop()
+        self.assertEqual([], self.due())
+        self.reactor.turn()
+        self.assertEqual(2, self.successResultOf(result))
+        self.reactor.turn()
+        self.assertIsNone(self.successResultOf(ended))
+        self.assertEqual(([1], 1), (self.rows(), self.commits.commits))
+        self.assertEqual([], self.due())
 
     def test_most(self) -> None:
         """

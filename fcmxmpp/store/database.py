@@ -51,7 +51,6 @@ _STEPS = (
         reason TEXT,
         put_aside REAL
     );
-    CREATE INDEX inbox_pending ON inbox (number) WHERE reason IS NULL;
 
     -- Downstream messages: to be sent, then (with an outcome) to be reported,
     -- then, if they failed, kept for a while to be looked at.
@@ -66,7 +65,6 @@ _STEPS = (
         reported REAL
     );
     CREATE UNIQUE INDEX outbox_unsettled ON outbox (message_id) WHERE outcome IS NULL;
-    CREATE INDEX outbox_pending ON outbox (number) WHERE outcome IS NULL;
     CREATE INDEX outbox_unreported ON outbox (number) WHERE outcome IS NOT NULL AND reported IS NULL;
     CREATE INDEX outbox_reported ON outbox (reported) WHERE reported IS NOT NULL;
 
