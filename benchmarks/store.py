@@ -38,6 +38,7 @@ from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.store.database import connect
 from fcmxmpp.store.groupcommit import MOST
 from fcmxmpp.store.sqlite import KEEP, SQLiteStore, digest
+from fcmxmpp.tap import SWITCH_INTERVAL
 
 
 DEVICES = [f"device-{number:02}" for number in range(100)]
@@ -501,6 +502,8 @@ async def run(reactor: Any, options: argparse.Namespace) -> None:
     """
     Do one run, and print what came of it.
     """
+    # As in the app server.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     with tempfile.TemporaryDirectory(prefix="fcmxmpp-benchmark-", dir=options.directory) as directory:
         if options.directory is None:
             options.directory = Path(directory)
