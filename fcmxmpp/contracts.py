@@ -42,10 +42,11 @@ _TEXTS = (
     "",
     "Grüße, 世界, שלום",
     "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0010fffd",
-    "e\u0301 \u2028 \ufeff \ufffe \uffff",
+    "e\u0301 \u2028 \ufeff " + chr(0xFFFE) + chr(0xFFFF),
     "'; DROP TABLE inbox; -- \"\\%_?:1",
     "<a>&amp;</a>]]>",
-    "\x00\x01\t\r\n\x1f\x7f\x85",
+    # Not written out: the documentation would quote them.
+    "".join(map(chr, (0x00, 0x01, 0x09, 0x0A, 0x0D, 0x1F, 0x7F, 0x85))),
 )
 #: As large as the wire allows, of what has a longer form elsewhere.
 _LARGE = ">" * 60_000

@@ -101,7 +101,7 @@ class _Handling(Task):
     One message on its way through the handler, and to the record of that.
     """
 
-    __slots__ = ("key", "lane", "letter", "message", "number", "since", "waiters")
+    __slots__ = ("ended", "key", "lane", "letter", "message", "number", "since", "waiters")
 
     def __init__(
         self,
@@ -112,6 +112,7 @@ class _Handling(Task):
         now: float = 0.0,
         tries: int = 0,
         number: int | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(name, tries)
         #: What it is known by here.
@@ -121,8 +122,9 @@ class _Handling(Task):
         #: Where it waits for its turn; None if it need not.
         self.lane = lane
         self.since = now
-        #: Of the inbox's entry, if it is one.
+        #: Of the inbox's entry, if it is one, and who waits for its end.
         self.number = number
+        self.ended = ended
         #: What is kept of it, once it is to be put aside.
         self.letter: DeadLetter | None = None
         #: One Deferred for each time that the message came in.
@@ -232,15 +234,13 @@ class UpstreamDelivery:
         self._begin(handling)
         return waiter
 
-    def handle(self, entry: InboxEntry) -> Deferred[None]:
+    def handle(self, entry: InboxEntry, ended: Callable[[], None]) -> None:
         """
         Handle what is in the inbox.
 
-        @return: fires when it is not there any more, because it was handled or
-            put aside; fails with L{Stopped} if it still is.
+        @param ended: is called when it is not there any more, because it was
+            handled or put aside; or when it is left there because of the stop.
         """
-        if self._stopping:
-            return fail(Stopped("stopping"))
         message = entry.message
         handling = _Handling(
             entry.number,
@@ -250,11 +250,10 @@ class UpstreamDelivery:
             self._clock.seconds(),
             entry.tries,
             entry.number,
+            ended,
         )
         self._running[entry.number] = handling
-        waiter = self._await(handling)
         self._begin(handling)
-        return waiter
 
     def noteArrived(self, message: UpstreamMessage | Receipt, isNew: bool) -> None:
         """
@@ -336,6 +335,13 @@ class UpstreamDelivery:
         if self._observe is not None:
             self._observe(Undecodable(error.reason))
 
+    def _comesAgain(self, handling: _Handling) -> bool:
+        """
+        Whether a message that is not handled now will be later, because it has
+        not been acknowledged or is in the inbox.
+        """
+        return bool(handling.waiters) or handling.number is not None
+
     # Whose turn it is.
 
     def _beginArrived(self) -> None:
@@ -381,7 +387,7 @@ class UpstreamDelivery:
         """
         Handle a message, unless it is too late to begin.
         """
-        if self._graceOver or (self._stopping and handling.waiters):
+        if self._graceOver or (self._stopping and self._comesAgain(handling)):
             self._abandon(handling)
         elif self._inbox is None or handling.number is not None:
             self._attempts.begin(handling)
@@ -411,7 +417,7 @@ class UpstreamDelivery:
         if known:
             self._remember(handling.message.key)
             self._finish(handling)
-        elif self._graceOver or (self._stopping and handling.waiters):
+        elif self._graceOver or (self._stopping and self._comesAgain(handling)):
             self._abandon(handling)
         else:
             self._attempts.begin(handling)
@@ -585,6 +591,8 @@ class UpstreamDelivery:
         @return: those who wait for it.
         """
         del self._running[handling.key]
+        if handling.ended is not None:
+            handling.ended()
         waiters, handling.waiters = handling.waiters, []
         return waiters
 
@@ -608,7 +616,7 @@ class UpstreamDelivery:
             return
         self._attempts.withdraw(handling)
         reason = "stopped before the message was handled"
-        if self._ackFirst and not handling.waiters:
+        if not self._comesAgain(handling):
             # It will not be delivered again, so this is the last trace of it.
             letter = self._letterFor(handling, reason)
             if self._inbox is not None:
@@ -649,7 +657,7 @@ class UpstreamDelivery:
             self._turn.cancel()
             self._beginArrived()
         for handling in self._lanes.waiting():
-            if handling.waiters:
+            if self._comesAgain(handling):
                 self._abandon(handling)
         for handling in list(self._running.values()):
             if handling.retry is not None:

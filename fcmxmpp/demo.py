@@ -31,6 +31,7 @@ from fcmxmpp.interfaces import (
     LinkLost,
     LinkReady,
     Repeated,
+    settled,
 )
 from fcmxmpp.messages import MAX_DATA_BYTES, DownstreamMessage, UpstreamMessage
 
@@ -269,7 +270,7 @@ class Demo(Service):
         self._say("handler", f"sends {message_id}")
         message = DownstreamMessage(to=self._device.token, message_id=message_id, data=data)
         try:
-            await self.sender.send(message).addTimeout(PATIENCE, self._clock)
+            await settled(self.sender.send(message)).addTimeout(PATIENCE, self._clock)
             self._acknowledged.add(message_id)
             self._accepted.add(message_id)
             self._say("app server", f"has got the ACK for {message_id}")

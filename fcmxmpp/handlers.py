@@ -10,13 +10,14 @@ from collections.abc import Callable
 from io import RawIOBase
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fcmxmpp.errors import FCMError, HandlerUnavailable
-from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
-from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
+from fcmxmpp.errors import FCMError, HandlerUnavailable, Stopped
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler, Stored
+from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 from fcmxmpp.validation import isReserved
 
 
@@ -52,10 +53,17 @@ def asJSON(message: UpstreamMessage) -> bytes:
 def sendAndForget(sender: IDownstreamSender, message: DownstreamMessage, answered: UpstreamMessage) -> None:
     """
     Send a message that nobody waits for; that it was not accepted is logged,
-    by its C{message_id} and without its contents.
+    by its C{message_id} and without its contents.  With a store that may be
+    long after it was taken over.
 
     @param answered: the upstream message that it is sent for.
     """
+
+    def outcome(result: Ack | Stored) -> Ack | Deferred[Ack | None] | None:
+        if not isinstance(result, Stored):
+            return result
+        # What the stop leaves in the outbox is still going to be sent.
+        return result.whenSettled().addErrback(lambda failure: failure.trap(Stopped) and None)
 
     def log(failure: Failure) -> None:
         error = failure.value
@@ -67,7 +75,7 @@ def sendAndForget(sender: IDownstreamSender, message: DownstreamMessage, answere
             reason=str(error) if isinstance(error, FCMError) else type(error).__name__,
         )
 
-    sender.send(message).addErrback(log)
+    sender.send(message).addCallback(outcome).addErrback(log)
 
 
 @implementer(IUpstreamHandler)

@@ -13,6 +13,7 @@ died, and what C{fcmxmpp inbox retry} put back.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -40,20 +41,6 @@ MAX_COMMITS = 10_000
 POLL = 5.0
 
 
-class _Commit:
-    """
-    A message whose commit is under way.
-    """
-
-    __slots__ = ("message", "result", "retry")
-
-    def __init__(self, message: UpstreamMessage | Receipt) -> None:
-        self.message = message
-        self.result: Deferred[None] = Deferred()
-        #: The call that will try it again, while the store does not work.
-        self.retry: IDelayedCall | None = None
-
-
 @implementer(IResponsible)
 class InboxDelivery:
     """
@@ -72,7 +59,10 @@ class InboxDelivery:
         self._delivery = delivery
         self._clock = clock
         self._atOnce = atOnce
-        self._commits: set[_Commit] = set()
+        # How many commits are under way; and those that wait for the store to
+        # work again, each with what will try it again.
+        self._commits = 0
+        self._waiting: dict[Deferred[None], IDelayedCall] = {}
         self._toldTooMany: float | None = None
         # What has been committed and is about to be handled: its ACK first.
         self._fresh: deque[InboxEntry] = deque()
@@ -104,13 +94,11 @@ class InboxDelivery:
         """
         if not self._running:
             return fail(Stopped("stopping"))
-        if len(self._commits) >= MAX_COMMITS:
+        if self._commits >= MAX_COMMITS:
             self._logTooMany()
             return fail(QueueFull("too many messages wait for the store"))
-        commit = _Commit(message)
-        self._commits.add(commit)
-        self._commit(commit)
-        return commit.result
+        self._commits += 1
+        return self._commit(message)
 
     def _logTooMany(self) -> None:
         """
@@ -121,47 +109,47 @@ class InboxDelivery:
             self._toldTooMany = now
             _log.error(
                 "{count} messages wait for the store; no more are taken over, and they are not acknowledged",
-                count=len(self._commits),
+                count=self._commits,
             )
 
-    def _commit(self, commit: _Commit) -> None:
+    def _commit(self, message: UpstreamMessage | Receipt) -> Deferred[None]:
         """
         Have a message committed.
         """
-        commit.retry = None
-        added = self._inbox.add(commit.message)
-        added.addCallbacks(self._added, self._notAdded, callbackArgs=(commit,), errbackArgs=(commit,))
+        added: Deferred[Any] = self._inbox.add(message)
+        return added.addCallbacks(
+            self._added, self._notAdded, callbackArgs=(message,), errbackArgs=(message,)
+        )
 
-    def _added(self, entry: InboxEntry | None, commit: _Commit) -> None:
+    def _added(self, entry: InboxEntry | None, message: UpstreamMessage | Receipt) -> None:
         """
         A message is in the inbox, or was there before.
         """
-        self._commits.discard(commit)
-        self._delivery.noteArrived(commit.message, entry is not None)
+        self._commits -= 1
+        self._delivery.noteArrived(message, entry is not None)
         if entry is not None:
             self._give(entry)
-        commit.result.callback(None)
 
-    def _notAdded(self, failure: Failure, commit: _Commit) -> None:
+    def _notAdded(self, failure: Failure, message: UpstreamMessage | Receipt) -> Deferred[None]:
         """
         The store does not work, and has said so: the message stays
         unacknowledged, and it is tried again for as long as it takes.
         """
         if failure.check(FCMError) is None:
             _log.failure("using the store failed", failure)
-        if self._running and failure.check(StoreUnavailable) is not None:
-            commit.retry = self._clock.callLater(STORE_DELAY, self._commit, commit)
-        else:
-            self._giveUp(commit)
+        if not self._running or failure.check(StoreUnavailable) is None:
+            self._commits -= 1
+            return fail(_notStored())
+        waiting: Deferred[None] = Deferred()
+        self._waiting[waiting] = self._clock.callLater(STORE_DELAY, self._tryAgain, waiting)
+        return waiting.addCallback(lambda _: self._commit(message))
 
-    def _giveUp(self, commit: _Commit) -> None:
+    def _tryAgain(self, waiting: Deferred[None]) -> None:
         """
-        A message will not get into the inbox.
+        Perhaps the store works again.
         """
-        self._commits.discard(commit)
-        if commit.retry is not None:
-            commit.retry.cancel()
-        commit.result.errback(Stopped("stopped before the message was stored"))
+        del self._waiting[waiting]
+        waiting.callback(None)
 
     def takeMalformed(self, error: MalformedPayload, text: str) -> Deferred[None]:
         """
@@ -208,11 +196,9 @@ class InboxDelivery:
         """
         self._turn = None
         while self._fresh:
-            handled = self._delivery.handle(self._fresh.popleft())
-            handled.addErrback(_stillThere)
-            handled.addCallback(self._isDone)
+            self._delivery.handle(self._fresh.popleft(), self._isDone)
 
-    def _isDone(self, _: object) -> None:
+    def _isDone(self) -> None:
         """
         There is room for another message.
         """
@@ -276,13 +262,15 @@ class InboxDelivery:
                 call.cancel()
         self._turn = self._poll = None
         self._fresh.clear()
-        for commit in list(self._commits):
-            if commit.retry is not None:
-                self._giveUp(commit)
+        waiting, self._waiting = self._waiting, {}
+        for each, again in waiting.items():
+            again.cancel()
+            self._commits -= 1
+            each.errback(_notStored())
 
 
-def _stillThere(failure: Failure) -> None:
+def _notStored() -> Stopped:
     """
-    The stop came before the message was handled: the next start finds it.
+    Why a message is not acknowledged.
     """
-    failure.trap(Stopped)
+    return Stopped("stopped before the message was stored")

@@ -327,7 +327,7 @@ class IEntrusted(Interface):
         """
 
 
-class IStore(IService):
+class IStore(IService, Interface):
     """
     A store, as a service: it can be used from its start to its end.
     """

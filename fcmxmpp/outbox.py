@@ -760,10 +760,9 @@ class StoredSender:
         elif isinstance(error, Stopped):
             del self._open[opened.number]
             self._tell(opened.number, _stopped())
-        elif isinstance(error, FCMError):
-            self._settle(opened, None, error)
         else:
-            _log.failure("sending a message of the outbox failed", failure)
+            assert isinstance(error, FCMError)
+            self._settle(opened, None, error)
 
     def _settle(self, opened: _Open, ack: Ack | None, error: FCMError | None) -> None:
         """

@@ -14,6 +14,7 @@ known that there will be none::
     422 {"nack": {"error": "INVALID_TTL", "message_id": "1",
                   "permanent": true, "token_gone": false}}
     409 {"error": {"field": "message_id", "reason": "...", "message_id": "1"}}
+    202 {"stored": {"message_id": "1"}}
     503 {"error": {"reason": "10000 messages wait already", "message_id": "1"}}
     504 {"error": {"reason": "the time_to_live is over", "message_id": "1"}}
     400 {"error": {"field": "to", "reason": "must not be empty", "message_id": "1"}}
@@ -25,7 +26,14 @@ the time to be answered.  After 503 the same message may be sent again; after
 504 somebody has to know whether a second one would do harm.
 All other statuses come with an C{error}, and mean that the request is wrong.
 
-Hanging up withdraws the message, if it has not been sent yet.
+202 comes only where there is a store, and means that the message is in the
+outbox and will be sent, whatever happens to this process.  It comes as soon as
+that is so, if the request has C{Prefer: respond-async} (RFC 7240); after so many
+seconds without an outcome, if it has C{Prefer: wait=10}; and when the app server
+stops.  Without a store both preferences are ignored.
+
+Hanging up withdraws the message, if it has not been sent yet; with a store, if
+it is not in the outbox yet.
 
 Over a unix socket, its file's permissions say who may send.  Over TCP without
 a token only programs of this machine can; with one, whoever has it, and then
@@ -50,6 +58,7 @@ from msgspec import structs
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
@@ -70,10 +79,11 @@ from fcmxmpp.errors import (
     NotSendable,
     QueueFull,
     StillUnanswered,
+    Stopped,
 )
-from fcmxmpp.interfaces import IDownstreamSender
+from fcmxmpp.interfaces import IDownstreamSender, Stored
 from fcmxmpp.loopback import isLoopback
-from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.messages import Ack, DownstreamMessage
 from fcmxmpp.payload import decodeDownstream, unknownFields
 
 
@@ -114,6 +124,34 @@ class _Answer(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
 
 
+class _Preference(msgspec.Struct, frozen=True):
+    """
+    What a client prefers, where there is a store.
+
+    @ivar name: as in C{Preference-Applied}.
+    @ivar wait: for how many seconds it waits for the outcome; None for as long
+        as it takes.
+    """
+
+    name: str = ""
+    wait: int | None = None
+
+
+def _preference(request: Request) -> _Preference:
+    """
+    What the client of a request prefers (RFC 7240).
+    """
+    name, wait = "", None
+    for line in request.requestHeaders.getRawHeaders("Prefer", []):
+        for preference in line.split(","):
+            token, _, value = "".join(preference.partition(";")[0].split()).lower().partition("=")
+            if token == "respond-async":
+                name = token
+            elif token == "wait" and re.fullmatch("[0-9]{1,9}", value):
+                name, wait = name or f"wait={value}", int(value)
+    return _Preference(name, wait if wait is not None or not name else 0)
+
+
 def _error(reason: str, message_id: str | None = None, field: str | None = None) -> dict[str, Any]:
     """
     What tells of an error.
@@ -129,8 +167,15 @@ class SendResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, sender: IDownstreamSender, newID: Callable[[], str], token: str | None = None) -> None:
+    def __init__(
+        self,
+        sender: IDownstreamSender,
+        clock: IReactorTime,
+        newID: Callable[[], str],
+        token: str | None = None,
+    ) -> None:
         """
+        @param clock: the reactor.
         @param newID: makes a C{message_id} that was never used before, for
             messages that have none.
         @param token: what clients have to show; None for none, and then only
@@ -138,6 +183,7 @@ class SendResource(Resource):
         """
         super().__init__()
         self._sender = sender
+        self._clock = clock
         self._newID = newID
         self._token = None if token is None else sha256(token.encode()).digest()
         self._stopping = False
@@ -166,7 +212,7 @@ class SendResource(Resource):
         """
         try:
             self._admit(request)
-            answer = await self._send(self._read(request))
+            answer = await self._send(self._read(request), _preference(request))
         except _Refused as refused:
             answer = refused.answer
         except Exception as error:
@@ -241,14 +287,17 @@ class SendResource(Resource):
             message = structs.replace(message, message_id=self._newID())
         return message
 
-    async def _send(self, message: DownstreamMessage) -> _Answer:
+    async def _send(self, message: DownstreamMessage, preference: _Preference) -> _Answer:
         """
         Send the message.
 
         @return: what became of it.
         """
         try:
-            return _Answer(200, {"ack": await self._sender.send(message)})
+            sent = await self._sender.send(message)
+            if not isinstance(sent, Stored):
+                return _Answer(200, {"ack": sent})
+            return await self._outcome(sent, preference)
         except Nacked as nacked:
             nack = {
                 "error": nacked.error,
@@ -271,6 +320,25 @@ class SendResource(Resource):
         except FCMError as error:
             # Such as Stopped: it has not been refused.
             return _Answer(503, _error(str(error), message.message_id))
+
+    async def _outcome(self, stored: Stored, preference: _Preference) -> _Answer:
+        """
+        Wait for the outcome of a message that is in the outbox, for as long as
+        the client likes.
+        """
+        answer = _Answer(202, {"stored": {"message_id": stored.message_id}})
+        applied = structs.replace(answer, headers={"Preference-Applied": preference.name})
+        if preference.wait == 0:
+            return applied
+        waiting: Deferred[Ack] = stored.whenSettled()
+        if preference.wait is not None:
+            waiting.addTimeout(preference.wait, self._clock)
+        try:
+            return _Answer(200, {"ack": await waiting})
+        except DeferredTimeoutError:
+            return applied
+        except Stopped:
+            return answer
 
     def refuseMore(self) -> set[HTTPChannel]:
         """
@@ -451,7 +519,7 @@ class SendAPI(Service):
         """
         self._endpoint = endpoint
         self._clock = clock
-        self._resource = SendResource(sender, newID, token)
+        self._resource = SendResource(sender, clock, newID, token)
         self.site = _Site(self._resource, clock)
         self._port: IListeningPort | None = None
         self._listening: Deferred[None] | None = None

@@ -19,7 +19,7 @@ from fcmxmpp.downstream import MAX_QUEUE
 from fcmxmpp.entries import OutboxEntry, Outcome, SettledEntry
 from fcmxmpp.errors import HandlerFailed, StoreUnavailable
 from fcmxmpp.interfaces import IOutbox, IOutcomeHandler, Stored
-from fcmxmpp.messages import Ack, DownstreamMessage
+from fcmxmpp.messages import DownstreamMessage
 from fcmxmpp.outbox import AT_ONCE, LIMIT, StoredSender
 from fcmxmpp.store.memory import MemoryStore
 from tests.downstream import Harness
@@ -34,6 +34,7 @@ class GatedOutbox:
     An outbox between which and its user there is a gate.
 
     @ivar broken: the methods that fail; C{"*"} for all.
+    @ivar error: what they fail with.
     @ivar slow: the methods that are not done before they are released.
     @ivar mute: the methods that are done at once, and tell that only when
         they are released.
@@ -43,6 +44,7 @@ class GatedOutbox:
     def __init__(self, outbox: IOutbox) -> None:
         self._outbox = outbox
         self.broken: set[str] = set()
+        self.error: type[Exception] = StoreUnavailable
         self.slow: set[str] = set()
         self.mute: set[str] = set()
         self.calls: Counter[str] = Counter()
@@ -67,7 +69,7 @@ class GatedOutbox:
         """
         Do something, if that works.
         """
-        return fail(StoreUnavailable("the disk is full")) if self.broken & {name, "*"} else do()
+        return fail(self.error("the disk is full")) if self.broken & {name, "*"} else do()
 
     def release(self, name: str = "", many: int = 1_000_000) -> None:
         """
@@ -288,10 +290,3 @@ class OutboxCase(SynchronousTestCase):
             do()
         self.flushLoggedErrors(HandlerFailed)
         return events
-
-
-def isAck(value: object) -> bool:
-    """
-    Whether a message was accepted.
-    """
-    return isinstance(value, Ack)

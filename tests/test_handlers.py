@@ -19,12 +19,12 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.errors import HandlerUnavailable, Nacked, NotSendable, QueueFull
+from fcmxmpp.errors import HandlerUnavailable, Nacked, NotSendable, QueueFull, Stopped
 from fcmxmpp.handlers import PATIENCE, AppendedFile, Echo, JSONLines
 from fcmxmpp.interfaces import IUpstreamHandler
 from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
 from fcmxmpp.testing import connectedPair
-from tests.sending import Sender
+from tests.sending import Sender, stored
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -394,3 +394,21 @@ class EchoTests(SynchronousTestCase):
             sent = "d-1" if isinstance(error, Nacked) else ""
             self.assertEqual(f"the answer {sent!r} to 'm-1' was not sent: {reason}", line)
             self.assertEqual(LogLevel.warn, level)
+
+    def test_stored(self) -> None:
+        """
+        With a store an answer that was taken over and not accepted later is
+        the same line; one that the stop left in the outbox is none.
+        """
+        for error, expected in ((Nacked("DEVICE_UNREGISTERED", "d-1"), 1), (Stopped("stopped"), 0)):
+            sender = Sender()
+            taken, waiting = stored()
+            with capturedLogs() as events:
+                Echo(sender).messageReceived(message(data={"k": "v"}))
+                sender.sent[0][1].callback(taken)
+                self.assertEqual([], events)
+                waiting[0].errback(error)
+            lines = [formatEvent(event) for event in events]
+            self.assertEqual(
+                ["the answer 'd-1' to 'm-1' was not sent: DEVICE_UNREGISTERED"][:expected], lines
+            )

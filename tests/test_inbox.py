@@ -27,7 +27,6 @@ from fcmxmpp import inbox as inboxModule
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import STORE_DELAY, Policy, UpstreamDelivery
-from fcmxmpp.entries import InboxEntry
 from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, QueueFull, Stopped
 from fcmxmpp.inbox import POLL, InboxDelivery
 from fcmxmpp.interfaces import (
@@ -622,9 +621,6 @@ class StopTests(InboxCase):
         process.start()
         self.successResultOf(process.stop())
         self.failureResultOf(process.fromInbox.take(upstream("m-1")), Stopped)
-        self.failureResultOf(
-            process.delivery.handle(InboxEntry(number=1, message=upstream("m-1"), arrived=0.0)), Stopped
-        )
         process.takeMalformed("m-2", "x")
         self.assertEqual([("m-2", "Stopped")], process.refused)
         self.assertEqual([], self.clock.getDelayedCalls())

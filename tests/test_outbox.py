@@ -212,7 +212,7 @@ class OrderTests(OutboxCase):
         life.ack("1")
         self.assertEqual([], life.sent())
         life.ack("2", "3")
-        self.assertEqual([*many(5, 6), "7"], life.sent())
+        self.assertEqual(many(5, 7), life.sent())
         life.ack(*many(4, 7))
         self.assertEqual(many(8, 10), life.sent())
         life.ack(*many(8, 10))

@@ -35,13 +35,14 @@ from fcmxmpp.errors import (
     QueueFull,
     StillUnanswered,
     Stopped,
+    StoreUnavailable,
     StreamLost,
 )
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
 from fcmxmpp.sendapi import IDLE, MAX_BODY, MAX_CLIENTS, PATIENCE, SendAPI, isLocal, listener
 from fcmxmpp.testing import RecordingHandler, connectedPair
-from tests.sending import Sender
+from tests.sending import Sender, stored
 
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 8080)
@@ -275,6 +276,7 @@ class AnswerTests(APICase):
             (QueueFull("full"), 503, {"error": {"reason": "full", "message_id": "m"}}),
             (Stopped("stopped"), 503, {"error": {"reason": "stopped", "message_id": "m"}}),
             (StreamLost("lost"), 503, {"error": {"reason": "lost", "message_id": "m"}}),
+            (StoreUnavailable("disk full"), 503, {"error": {"reason": "disk full", "message_id": "m"}}),
         ):
             client = Client(self.api)
             client.ask(b'{"to": "tok-A", "message_id": "m"}')
@@ -283,6 +285,92 @@ class AnswerTests(APICase):
             assert response is not None
             self.assertEqual((status, value), (response.status, response.value))
             self.assertEqual(isinstance(error, QueueFull), "retry-after" in response.headers)
+
+    def test_storedWaits(self) -> None:
+        """
+        With a store, too, the answer is the outcome, unless the client prefers
+        otherwise.
+        """
+        for prefer in (None, "return=minimal", "wait=x", "wait="):
+            client = Client(self.api)
+            client.ask(Prefer=prefer)
+            taken, waiting = stored()
+            self.sender.sent[-1][1].callback(taken)
+            self.clock.advance(3600)
+            self.assertIsNone(client.response)
+            waiting[0].callback(Ack(message_id="m"))
+            response = client.response
+            assert response is not None
+            self.assertEqual((200, "m"), (response.status, response.value["ack"]["message_id"]))
+            self.assertNotIn("preference-applied", response.headers)
+
+    def test_storedAsynchronous(self) -> None:
+        """
+        A client that prefers so is told that the message is stored as soon as
+        it is, and not before.
+        """
+        for prefer in ("respond-async", "return=minimal, Respond-Async; x=y"):
+            client = Client(self.api)
+            client.ask(Prefer=prefer)
+            self.assertIsNone(client.response)
+            taken, waiting = stored()
+            self.sender.sent[-1][1].callback(taken)
+            response = client.response
+            assert response is not None
+            self.assertEqual((202, {"stored": {"message_id": "m"}}), (response.status, response.value))
+            self.assertEqual("respond-async", response.headers["preference-applied"])
+            self.assertEqual([], waiting)
+
+    def test_storedDeadline(self) -> None:
+        """
+        A client may say how many seconds it waits for the outcome.
+        """
+        for prefer, applied in (
+            ("wait=10", "wait=10"),
+            ("wait = 10, respond-async", "respond-async"),
+            ("respond-async, wait=10", "respond-async"),
+        ):
+            client = Client(self.api)
+            client.ask(Prefer=prefer)
+            taken, waiting = stored()
+            self.sender.sent[-1][1].callback(taken)
+            self.clock.advance(9.9)
+            self.assertIsNone(client.response)
+            self.clock.advance(0.2)
+            response = client.response
+            assert response is not None
+            self.assertEqual((202, {"stored": {"message_id": "m"}}), (response.status, response.value))
+            self.assertEqual(applied, response.headers["preference-applied"])
+            self.assertTrue(waiting[0].called)
+
+    def test_storedFails(self) -> None:
+        """
+        An outcome that is a failure is answered as without a store; but at the
+        stop the message is stored, and is going to be sent.
+        """
+        for error, status in ((Nacked("DEVICE_UNREGISTERED", "m"), 410), (Stopped("stopped"), 202)):
+            client = Client(self.api)
+            client.ask()
+            taken, waiting = stored()
+            self.sender.sent[-1][1].callback(taken)
+            waiting[0].errback(error)
+            response = client.response
+            assert response is not None
+            self.assertEqual(status, response.status)
+            self.assertNotIn("preference-applied", response.headers)
+
+    def test_withoutStore(self) -> None:
+        """
+        Without a store a preference is ignored.
+        """
+        client = Client(self.api)
+        client.ask(Prefer="respond-async")
+        self.assertIsNone(client.response)
+        self.sender.sent[-1][1].callback(Ack(message_id="m"))
+        response = client.response
+        assert response is not None
+        self.assertEqual(200, response.status)
+        self.assertNotIn("preference-applied", response.headers)
 
     def test_unexpected(self) -> None:
         """

@@ -692,22 +692,24 @@ class StartTests(StoreCase):
     def test_twice(self) -> None:
         """
         Of two entries of the same message, left where an ACK did not get into
-        the store and the message was sent again, one is delivered and the
-        other removed.
+        the store and the message was sent again, the newer is delivered, for
+        it has been promised, and the older removed.
         """
         harness = self.makeServer()
         client = harness.client()
-        harness.submit("u-1")
+        harness.submit("u-1", time_to_live=60)
         harness.store.error = FULL
         client.ack("u-1")
         harness.store.error = None
-        harness.submit("u-1")
-        self.assertEqual(["u-1", "u-1"], harness.stored)
-        self.restart(harness)
+        harness.submit("u-2", "u-1")
+        self.assertEqual(["u-1", "u-2", "u-1"], harness.stored)
+        harness.make()
+        harness.clock.advance(61)
+        harness.server.startService()
         client = harness.client()
-        self.assertEqual((["u-1"], ["u-1"]), (client.ids(), harness.stored))
-        client.ack("u-1")
-        self.assertEqual([], harness.stored)
+        self.assertEqual((["u-2", "u-1"], ["u-2", "u-1"]), (harness.stored, client.ids()))
+        client.ack("u-1", "u-2")
+        self.assertEqual(([], []), (harness.stored, harness.app.failed))
 
     def test_beforeTheStart(self) -> None:
         """

@@ -341,21 +341,22 @@ class ConnectionServer(Service):
         what devices have sent meanwhile.
         """
         assert self._custody is not None
+        for entry in entries:
+            known = self._sender(entry.senderID).entrusted
+            older = known.pop(entry.message.key, None)
+            if older is not None and older.number is not None:
+                # It was acknowledged, and sent again before that got into the
+                # store.
+                self._custody.remove(older.number)
+            known[entry.message.key] = _Entrusted(entry.message, entry.expires, entry.number)
         now = self._clock.seconds()
         expired = []
-        for entry in entries:
-            sender = self._sender(entry.senderID)
-            entrusted = _Entrusted(entry.message, entry.expires, entry.number)
-            key = entry.message.key
-            if key in sender.entrusted:
-                # Sent again after its ACK, before that got into the store.
-                self._custody.remove(entry.number)
-                continue
-            sender.entrusted[key] = entrusted
-            if entry.expires < now:
-                expired.append((sender, entrusted))
-            else:
-                sender.queue.append(key, entrusted)
+        for sender in self._senders.values():
+            for key, entrusted in sender.entrusted.items():
+                if entrusted.expires < now:
+                    expired.append((sender, entrusted))
+                else:
+                    sender.queue.append(key, entrusted)
         # Only then, because a device that is told may send again at once.
         for sender, entrusted in expired:
             self._expire(sender, entrusted)

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -131,8 +132,11 @@ def _prepare(connection: sqlite3.Connection) -> None:
     """
     Check what there is, and bring it up to date.
     """
+    # In one view of the file: another process may be making it right now.
+    connection.execute("BEGIN")
     _checkVersion(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("COMMIT")
+    _useLog(connection)
     connection.execute("PRAGMA synchronous = FULL")
     # 16 MiB of pages in memory: enough for the upper part of a large index.
     connection.execute("PRAGMA cache_size = -16384")
@@ -152,6 +156,23 @@ def _prepare(connection: sqlite3.Connection) -> None:
         ("entrusted", "number"),
     ):
         connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
+
+
+def _useLog(connection: sqlite3.Connection) -> None:
+    """
+    Turn write-ahead logging on, if it is not.
+    """
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # This is the one statement for which SQLite does not wait by itself
+            # while another process makes the same file.
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _versionOf(connection: sqlite3.Connection) -> int:

@@ -21,6 +21,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -41,6 +42,8 @@ Work = Callable[[sqlite3.Connection, Sequence[_A]], Sequence[_R | FCMError]]
 
 #: How many things are done in one transaction; more would keep all waiting.
 MOST = 1000
+#: Seconds that what is not urgent waits for what is, to go with it.
+LINGER = 0.005
 #: Seconds between reminders that the store does not work.
 REMIND = 60.0
 
@@ -81,6 +84,9 @@ class GroupCommit:
         self._most = most
         self._batches: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._gathered: list[_Job] = []
+        # What hands it over; and whether that is about to happen.
+        self._flushing: IDelayedCall | None = None
+        self._isUrgent = False
         self._thread: Thread | None = None
         self._ended: Deferred[None] | None = None
         self._told: float | None = None
@@ -94,26 +100,43 @@ class GroupCommit:
         self._thread = Thread(target=self._run, name=f"store {self._name}", daemon=True)
         self._thread.start()
 
-    def do(self, work: Work[_A, _R], argument: _A) -> Deferred[_R]:
+    def do(self, work: Work[_A, _R], argument: _A, urgent: bool = True) -> Deferred[_R]:
         """
         Have something done in the next transaction.
 
+        @param urgent: whether somebody waits for it; otherwise it may wait for
+            something else to go with, so that it costs no transaction of its
+            own, but for no longer than C{LINGER} seconds.
         @return: fires with the result once that is committed; fails with
             L{StoreUnavailable}, or with L{Stopped} if the thread does not run.
         """
         if self._thread is None or self._ended is not None:
             return fail(Stopped("the store is not open"))
-        if not self._gathered:
+        if urgent and not self._isUrgent:
             # What comes in one turn of the reactor goes into one transaction.
-            self._reactor.callLater(0, self._flush)
+            self._isUrgent = True
+            self._flushAfter(0)
+        elif self._flushing is None:
+            self._flushAfter(LINGER)
         job = _Job(work, argument)
         self._gathered.append(job)
         return job.result
+
+    def _flushAfter(self, delay: float) -> None:
+        """
+        Hand over what has been gathered, after so many seconds.
+        """
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._flushing = self._reactor.callLater(delay, self._flush)
 
     def _flush(self) -> None:
         """
         Hand over what has been gathered.
         """
+        if self._flushing is not None and self._flushing.active():
+            self._flushing.cancel()
+        self._flushing, self._isUrgent = None, False
         gathered, self._gathered = self._gathered, []
         if gathered:
             self._batches.put(gathered)

@@ -269,13 +269,13 @@ class _Inbox:
         """
         See L{IInbox.tried}.
         """
-        return self._do(_noteTries, (number, tries))
+        return self._do(_noteTries, (number, tries), urgent=False)
 
     def handled(self, number: int) -> Deferred[None]:
         """
         See L{IInbox.handled}.
         """
-        return self._do(_noteHandled, number)
+        return self._do(_noteHandled, number, urgent=False)
 
     def isKnown(self, key: tuple[str, str]) -> Deferred[bool]:
         """
@@ -468,7 +468,7 @@ class _Outbox:
         """
         See L{IOutbox.reported}.
         """
-        return self._do(_noteReported, (number, self._seconds()))
+        return self._do(_noteReported, (number, self._seconds()), urgent=False)
 
 
 # What devices have entrusted to a connection server.
@@ -541,7 +541,7 @@ class _Entrusted:
         """
         See L{IEntrusted.remove}.
         """
-        return self._do(_removeEntrusted, number)
+        return self._do(_removeEntrusted, number, urgent=False)
 
 
 # What is no longer of use.

@@ -34,8 +34,11 @@ class Async:
         self.sender = sender
 
     async def messageReceived(self, message: UpstreamMessage) -> None:
-        ack: Ack = await settled(self.sender.send(DownstreamMessage(to=message.from_, data={"op": "pong"})))
+        answer = DownstreamMessage(to=message.from_, data={"op": "pong"})
+        ack: Ack = await settled(self.sender.send(answer))
         assert ack.registration_id is None
+        wrong: Ack = await self.sender.send(answer)  # type: ignore[assignment]  # with a store it is Stored
+        assert wrong
 
 
 @implementer(IUpstreamHandler)
