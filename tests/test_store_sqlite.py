@@ -18,7 +18,7 @@ from fcmxmpp.entries import DeadLetter, Outcome
 from fcmxmpp.errors import AckTimedOut, Stopped, StoreUnavailable
 from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
 from fcmxmpp.store import sqlite
-from fcmxmpp.store.sqlite import FEW, REST, STRIDE, SQLiteStore
+from fcmxmpp.store.sqlite import FEW, KEEP, REST, STRIDE, TIMES, SQLiteStore
 from tests.handreactor import HandReactor
 
 
@@ -152,7 +152,7 @@ class SQLiteStoreTests(SynchronousTestCase):
         that were reported; everything else stays: what is to be done, dead
         letters, what is yet to be reported.
         """
-        self.store = self.make(keep=1000.0)
+        self.store = self.make(keep=TIMES * REST)
         self.store.startService()
         add, outbox = self.store.inbox.add, self.store.outbox
         entry = self.result(add(UpstreamMessage(from_="t", message_id="handled")))
@@ -199,12 +199,47 @@ class SQLiteStoreTests(SynchronousTestCase):
     def test_faster(self) -> None:
         """
         A step that takes little time is followed by a larger one, up to a
-        limit, and when nothing is left there is a rest.
+        limit; after the last row there is a rest, a small part of the time
+        that rows are kept.
         """
         self.patch(sqlite, "MANY", 3 * FEW)
-        self.assertEqual([FEW, 2 * FEW, 3 * FEW, 3 * FEW, 5, 0], self.stepSizes(1e9, 9 * FEW + 5, 6))
+        self.assertEqual([FEW, 2 * FEW, 3 * FEW, 3 * FEW, 5], self.stepSizes(1e9, 9 * FEW + 5, 5))
         (rest,) = self.reactor.getDelayedCalls()
-        self.assertEqual(REST, rest.getTime() - self.reactor.seconds())
+        self.assertEqual(KEEP / TIMES, rest.getTime() - self.reactor.seconds())
+
+    def test_beginsAgain(self) -> None:
+        """
+        After its rest the sweep begins anew: what was not too old then is
+        taken away in its time.
+        """
+        self.store = self.make(keep=100.0)
+        self.store.startService()
+        self.remember(3)
+        self.sweep(STRIDE)
+        self.assertEqual(3, self.count("known"))
+        self.sweep(REST)
+        self.sweep(REST)
+        self.assertEqual(0, self.count("known"))
+
+    def test_manyFailures(self) -> None:
+        """
+        Failed messages that were reported are large, so a step takes only so
+        many; those behind them need not wait for the end of the rest.
+        """
+        self.patch(sqlite, "LARGE", 2)
+        self.store = self.make(keep=1000.0)
+        self.store.startService()
+        for number in range(5):
+            message = DownstreamMessage(to="t", message_id=str(number))
+            sent = self.result(self.store.outbox.add(message))
+            outcome = Outcome(message=message, error=AckTimedOut("no answer"), at=0.0)
+            self.result(self.store.outbox.settle(sent.number, outcome, False))
+        self.store._keep = -1.0
+        left = []
+        for _ in range(3):
+            self.sweep(STRIDE)
+            left.append(self.count("outbox"))
+        self.assertEqual([3, 1, 0], left)
 
     def test_slower(self) -> None:
         """
