@@ -10,6 +10,7 @@ import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,6 +47,14 @@ def downstream(message_id: str) -> DownstreamMessage:
     A message for a device.
     """
     return DownstreamMessage(to="tok-B", message_id=message_id, data={"a": "x" * 300})
+
+
+def old(number: int) -> bytes:
+    """
+    The digest of a message that was remembered long ago; before all others in
+    the order of the sweep.
+    """
+    return number.to_bytes(16, "big")
 
 
 class Case(TestCase):
@@ -133,6 +142,7 @@ class PowerCutTests(Case):
         self.outbox: dict[str, History] = {}
         self.entrusted: dict[str, History] = {}
         self.swept = History(self.vfs)
+        self.sweptTo = b""
 
         async def receive(message_id: str) -> None:
             history = self.inbox[message_id] = History(self.vfs)
@@ -166,7 +176,8 @@ class PowerCutTests(Case):
                     ]
                 )
                 if name == "sweeping" and number < OLD // STEP:
-                    await self.swept.stage(lambda: store.commits.do(_sweep, (1.0, STEP)))
+                    step = (1.0, self.sweptTo, STEP)
+                    self.sweptTo, _ = await self.swept.stage(partial(store.commits.do, _sweep, step))
 
         await gatherResults([Deferred.fromCoroutine(work(name)) for name in ("sweeping", "a", "b")])
 
@@ -177,7 +188,7 @@ class PowerCutTests(Case):
         @param cuts: how many of them, at random.
         """
         with closing(connect(self.path)) as connection:
-            rows = [(digest(("old", f"{number}")), 0.0) for number in range(OLD)]
+            rows = [(old(number), 0.0) for number in range(OLD)]
             connection.executemany("INSERT INTO known (digest, at) VALUES (?, ?)", rows)
         before = {self.path: Path(self.path).read_bytes()}
         # Several checkpoints, and in the midst of other things.
@@ -253,9 +264,9 @@ class PowerCutTests(Case):
             isKnown = digest(("tok-A", message_id)) in known
             if isKnown != (message_id in inbox) and not (isKnown and 2 in history.possible(at)):
                 found.append(f"inbox {message_id}: known is {isKnown}")
-        old = [digest(("old", f"{number}")) in known for number in range(OLD)]
-        if sum(old) not in {OLD - STEP * steps for steps in self.swept.possible(at)} or old != sorted(old):
-            found.append(f"{OLD - sum(old)} swept")
+        left = [old(number) in known for number in range(OLD)]
+        if sum(left) not in {OLD - STEP * steps for steps in self.swept.possible(at)} or left != sorted(left):
+            found.append(f"{OLD - sum(left)} swept")
         return found
 
     async def test_nothingIsLost(self) -> None:
