@@ -281,10 +281,15 @@ def inChunks(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
 
 def insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
     """
-    Insert rows, many in one statement.
+    Insert rows, many in one statement, into a transaction that is undone if
+    that is impossible.
 
     @param into: the table and its columns.
     """
     for chunk in inChunks(rows):
         values = ",".join(["(" + ",".join("?" * len(chunk[0])) + ")"] * len(chunk))
-        connection.execute(f"INSERT INTO {into} VALUES {values}", list(chain.from_iterable(chunk)))
+        # To be able to undo the statement alone, SQLite would copy each page that
+        # it changes, more than a few of them into a temporary file.
+        connection.execute(
+            f"INSERT OR ROLLBACK INTO {into} VALUES {values}", list(chain.from_iterable(chunk))
+        )
