@@ -140,6 +140,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     # 16 MiB of pages in memory: enough for the upper part of a large index.
     connection.execute("PRAGMA cache_size = -16384")
+    # Whoever commits then waits until so many pages are in their places: 10 ms
+    # on a disk that does 40,000 in a second.  The usual 1000 is no faster.
+    connection.execute("PRAGMA wal_autocheckpoint = 400")
     if _versionOf(connection) < VERSION:
         with transaction(connection):
             # Another process may have been faster.
