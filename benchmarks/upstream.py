@@ -22,6 +22,7 @@ import re
 import sys
 import tempfile
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
@@ -41,6 +42,7 @@ from twisted.internet.task import react
 from twisted.python.failure import Failure
 
 from fcmxmpp.delivery import POLICIES
+from fcmxmpp.store.database import connect
 
 
 SENDER = "123456789"
@@ -96,6 +98,7 @@ class AppServer(ProcessProtocol):
     @ivar lines: the file that its handler writes.
     @ivar log: its log.
     @ivar errors: the file that has its standard error.
+    @ivar store: the file of its store, if it has one.
     @ivar ended: fires when it has ended, with whether that was in order.
     """
 
@@ -106,6 +109,7 @@ class AppServer(ProcessProtocol):
         """
         self._directory = directory
         self.lines, self.log, self.errors = (directory / name for name in ("lines", "log", "errors"))
+        self.store = directory / "store.sqlite"
         self._milestones = {0, messages // 10, messages // 2, messages}
         #: At the first message and at the last ACK: the time, the CPU time of
         #: this process, and that of the app server.
@@ -127,7 +131,7 @@ class AppServer(ProcessProtocol):
         trustRoots.mkdir()
         (trustRoots / "generator.pem").write_bytes(certificate.dumpPEM())
         key.write_text("benchmark-server-key\n")
-        profile, store = options.profile, self._directory / "store.sqlite"
+        profile, store = options.profile, self.store
         command = [
             *(str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", f"--logfile={self.log}"),
             *(["--profiler=cprofile", "--savestats", f"--profile={profile}"] if profile else []),
@@ -194,13 +198,25 @@ class AppServer(ProcessProtocol):
         """
         return self.lines.read_bytes().count(b"\n")
 
+    def _inbox(self) -> set[int]:
+        """
+        What has been acknowledged, and would be handled after a new start.
+        """
+        if not self.store.exists():
+            return set()
+        with closing(connect(str(self.store))) as connection:
+            rows = connection.execute("SELECT message_id FROM inbox WHERE reason IS NULL").fetchall()
+        return {int(message_id) for (message_id,) in rows}
+
     def verdict(self, messages: int) -> dict[str, int]:
         """
         Compare what was handled with what was sent.
         """
+        left = self._inbox()
         numbers = [int(json.loads(line)["message_id"]) for line in self.lines.read_bytes().splitlines()]
         return {
-            "lost": len(set(range(messages)) - set(numbers)),
+            "lost": len(set(range(messages)) - set(numbers) - left),
+            "left_in_inbox": len(left),
             "handled_twice": len(numbers) - len(set(numbers)),
             "out_of_order": sum(this > following for this, following in pairwise(numbers)),
         }

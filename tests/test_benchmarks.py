@@ -71,6 +71,7 @@ class UpstreamTests(ProgramTests):
             "size": 300,
             "window": 100,
             "lost": 0,
+            "left_in_inbox": 0,
             "handled_twice": 0,
             "out_of_order": 0,
             "stray_acks": 0,

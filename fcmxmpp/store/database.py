@@ -138,6 +138,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     # 16 MiB of pages in memory: enough for the upper part of a large index.
     connection.execute("PRAGMA cache_size = -16384")
+    # Whoever commits then waits until so many pages are in their places: 10 ms
+    # on a disk that does 40,000 in a second.  The usual 1000 is no faster.
+    connection.execute("PRAGMA wal_autocheckpoint = 400")
     if _versionOf(connection) < VERSION:
         with transaction(connection):
             # Another process may have been faster.
@@ -279,10 +282,15 @@ def inChunks(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
 
 def insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
     """
-    Insert rows, many in one statement.
+    Insert rows, many in one statement, into a transaction that is undone if
+    that is impossible.
 
     @param into: the table and its columns.
     """
     for chunk in inChunks(rows):
         values = ",".join(["(" + ",".join("?" * len(chunk[0])) + ")"] * len(chunk))
-        connection.execute(f"INSERT INTO {into} VALUES {values}", list(chain.from_iterable(chunk)))
+        # To be able to undo the statement alone, SQLite would copy each page that
+        # it changes, more than a few of them into a temporary file.
+        connection.execute(
+            f"INSERT OR ROLLBACK INTO {into} VALUES {values}", list(chain.from_iterable(chunk))
+        )

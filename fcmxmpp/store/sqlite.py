@@ -51,7 +51,7 @@ KEEP = 48 * 3600.0
 STRIDE, REST, TIMES = 0.05, 60.0, 16
 #: How many rows a step of the sweep looks at, at least and at most, and the
 #: seconds that it may take.
-FEW, MANY, BRIEF = 100, 5000, 0.005
+FEW, MANY, BRIEF = 100, 2000, 0.005
 #: How many failed downstream messages a step takes away, which are large.
 LARGE = 100
 
