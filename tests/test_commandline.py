@@ -1044,3 +1044,36 @@ class FileTests(CommandLineCase):
         (line,) = (self.cwd / "messages").read_text().splitlines()
         self.assertEqual({"greeting": "hello", "count": "1"}, json.loads(line)["data"])
         self.assertNotIn("Traceback", log.read_text())
+
+
+class StoreTests(CommandLineCase):
+    """
+    C{--store}, and the command that looks into it.
+    """
+
+    def test_README(self) -> None:
+        """
+        The README's commands work as they stand there: the service, and while
+        it runs the looks into its store.
+        """
+        readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+        (service,) = re.findall(r"^twistd -n fcm-xmpp (.*fcm\.db)$", readme, re.MULTILINE)
+        commands = re.findall(r"^fcmxmpp (.*fcm\.db)$", readme, re.MULTILINE)
+        self.assertEqual(3, len(commands))
+        child = self.twistd(*service.split())
+        child.until(r"\n", "out")
+        environment = childEnvironment()
+        ended = [
+            subprocess.run(
+                [sys.executable, "-m", "fcmxmpp.command", *command.split()],
+                cwd=self.cwd,
+                env=environment,
+                capture_output=True,
+                timeout=PATIENCE,
+            )
+            for command in commands
+        ]
+        # There is nothing to be retried, which is told by the exit status.
+        self.assertEqual([0, 1, 0], [each.returncode for each in ended], ended)
+        self.stopped(child)
+        self.assertEqual("1", self.lines(child)[0]["data"]["count"])
