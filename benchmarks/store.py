@@ -37,7 +37,8 @@ from twisted.internet.task import react
 from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.store.database import connect
 from fcmxmpp.store.groupcommit import MOST
-from fcmxmpp.store.sqlite import KEEP, SQLiteStore, digest
+from fcmxmpp.store.inbox import digest
+from fcmxmpp.store.sqlite import KEEP, SQLiteStore
 from fcmxmpp.tap import SWITCH_INTERVAL
 
 

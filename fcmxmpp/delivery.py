@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fcmxmpp.attempts import Attempts, Task, cancel
-from fcmxmpp.entries import DeadLetter, InboxEntry
+from fcmxmpp.entries import DeadLetter, InboxEntry, UnreadableEntry
 from fcmxmpp.errors import FCMError, MalformedPayload, QueueFull, Stopped, StoreUnavailable, StreamLost
 from fcmxmpp.interfaces import (
     AppServerEvent,
@@ -254,6 +254,23 @@ class UpstreamDelivery:
         )
         self._running[entry.number] = handling
         self._begin(handling)
+
+    def putAside(self, entry: UnreadableEntry, ended: Callable[[], None]) -> None:
+        """
+        Put aside what is in the inbox and cannot be read any more.
+
+        @param ended: as for L{handle}.
+        """
+        handling = _Handling(entry.number, None, entry.message_id, number=entry.number, ended=ended)
+        handling.letter = DeadLetter(
+            number=entry.number,
+            from_=entry.peer,
+            message_id=entry.message_id,
+            body=entry.body,
+            reason=f"unreadable in the store: {entry.reason}",
+        )
+        self._running[entry.number] = handling
+        self._putAside(handling)
 
     def noteArrived(self, message: UpstreamMessage | Receipt, isNew: bool) -> None:
         """

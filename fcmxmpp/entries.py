@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable
+from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable, Unreadable
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
 
 
@@ -19,7 +19,9 @@ __all__ = [
     "OutboxEntry",
     "Outcome",
     "SettledEntry",
+    "UnreadableEntry",
     "decodeOutcome",
+    "describe",
     "encodeOutcome",
 ]
 
@@ -65,6 +67,33 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
         return f"DeadLetter(number={self.number!r}, message_id={self.message_id!r}, reason={self.reason!r})"
 
 
+class UnreadableEntry(Struct, frozen=True, kw_only=True):
+    """
+    What a store has taken over and cannot give back: its file was damaged, or
+    written by a version with other rules.
+
+    @ivar number: as of any other entry.
+    @ivar peer: the C{from} of an upstream message, the C{to} or C{condition}
+        of a downstream message, the sender ID of what a device has entrusted.
+    @ivar body: what the store has of the message.
+    @ivar reason: what is wrong, without any of its contents.
+    """
+
+    number: int
+    message_id: str
+    peer: str
+    body: bytes
+    reason: str
+
+    def __repr__(self) -> str:
+        """
+        Without token and contents.
+        """
+        return (
+            f"UnreadableEntry(number={self.number!r}, message_id={self.message_id!r}, reason={self.reason!r})"
+        )
+
+
 class OutboxEntry(Struct, frozen=True, kw_only=True):
     """
     A downstream message that has been taken over and has no outcome yet.
@@ -84,8 +113,9 @@ class Outcome(Struct, frozen=True, kw_only=True):
     What became of a downstream message.
 
     @ivar ack: the connection server's answer, if it accepted the message.
-    @ivar error: why not, otherwise: L{Nacked}, L{Expired}, L{AckTimedOut} or
-        L{NotSendable}.
+    @ivar error: why not, otherwise: L{Nacked}, L{Expired}, L{AckTimedOut},
+        L{NotSendable}, or L{Unreadable}: then the message has its
+        C{message_id} and its target, as C{to}, and nothing else.
     @ivar tries: how often it was written to a stream.
     @ivar at: when this was settled, in seconds since 1970.
     """
@@ -160,13 +190,27 @@ def encodeOutcome(outcome: Outcome) -> bytes:
     return _encode(stored)
 
 
+def describe(error: FCMError) -> str:
+    """
+    What a message came to, for people: the type of the error and what it says.
+    """
+    # A code that is not known is not in its text.
+    says = error.error if isinstance(error, Nacked) else str(error)
+    name = type(error).__name__
+    return f"{name}: {says}" if says else name
+
+
 def decodeOutcome(message: DownstreamMessage, stored: bytes) -> Outcome:
     """
     An outcome from a store.
 
     @param message: the message that it is of.
+    @raise Unreadable: if that is no outcome.
     """
-    value = _decode(stored)
+    try:
+        value = _decode(stored)
+    except msgspec.DecodeError:
+        raise Unreadable("the store's outcome is damaged") from None
     error: FCMError | None = None
     if value.error == "Nacked":
         error = Nacked(value.code, message.message_id or "", value.registration_id)
@@ -176,6 +220,8 @@ def decodeOutcome(message: DownstreamMessage, stored: bytes) -> Outcome:
         error = NotSendable(value.code, value.text)
     elif value.error == "AckTimedOut":
         error = AckTimedOut(value.text)
+    elif value.error == "Unreadable":
+        error = Unreadable(value.text)
     elif value.error is not None:
         # Of a later version, perhaps.
         error = FCMError(value.text)

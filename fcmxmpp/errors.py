@@ -27,6 +27,7 @@ __all__ = [
     "Stopped",
     "StoreUnavailable",
     "StreamLost",
+    "Unreadable",
 ]
 
 
@@ -216,6 +217,13 @@ class StoreUnavailable(FCMError):
     damaged or of a newer version.  What was to be done has not been done.
 
     Its text says in one line what is wrong and what to do about it.
+    """
+
+
+class Unreadable(FCMError):
+    """
+    What a store has of a message cannot be read: its file was damaged, or
+    written by a version with other rules.
     """
 
 

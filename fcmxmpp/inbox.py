@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fcmxmpp.delivery import STORE_DELAY, UpstreamDelivery
-from fcmxmpp.entries import InboxEntry
+from fcmxmpp.entries import InboxEntry, UnreadableEntry
 from fcmxmpp.errors import FCMError, MalformedPayload, QueueFull, Stopped, StoreUnavailable
 from fcmxmpp.interfaces import IInbox, IResponsible
 from fcmxmpp.messages import Receipt, UpstreamMessage
@@ -65,7 +65,7 @@ class InboxDelivery:
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
         self._toldTooMany: float | None = None
         # What has been committed and is about to be handled: its ACK first.
-        self._fresh: deque[InboxEntry] = deque()
+        self._fresh: deque[InboxEntry | UnreadableEntry] = deque()
         self._turn: IDelayedCall | None = None
         # Up to where the inbox has been given to the delivery; whether there
         # may be something behind that is only on the disk; and whether that is
@@ -180,7 +180,7 @@ class InboxDelivery:
         else:
             self._hand(entry)
 
-    def _hand(self, entry: InboxEntry) -> None:
+    def _hand(self, entry: InboxEntry | UnreadableEntry) -> None:
         """
         Have an entry handled: not at once, so that its ACK goes out first.
         """
@@ -196,7 +196,11 @@ class InboxDelivery:
         """
         self._turn = None
         while self._fresh:
-            self._delivery.handle(self._fresh.popleft(), self._isDone)
+            entry = self._fresh.popleft()
+            if isinstance(entry, InboxEntry):
+                self._delivery.handle(entry, self._isDone)
+            else:
+                self._delivery.putAside(entry, self._isDone)
 
     def _isDone(self) -> None:
         """
@@ -226,7 +230,7 @@ class InboxDelivery:
         loaded = self._inbox.load(self._last, limit)
         loaded.addCallbacks(self._loaded, self._notLoaded, callbackArgs=(limit,))
 
-    def _loaded(self, entries: list[InboxEntry], limit: int) -> None:
+    def _loaded(self, entries: list[InboxEntry | UnreadableEntry], limit: int) -> None:
         """
         Have handled what was read.
         """

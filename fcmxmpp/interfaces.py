@@ -20,7 +20,15 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from fcmxmpp.entries import DeadLetter, EntrustedEntry, InboxEntry, OutboxEntry, Outcome, SettledEntry
+from fcmxmpp.entries import (
+    DeadLetter,
+    EntrustedEntry,
+    InboxEntry,
+    OutboxEntry,
+    Outcome,
+    SettledEntry,
+    UnreadableEntry,
+)
 from fcmxmpp.errors import FCMError, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
 
@@ -210,12 +218,14 @@ class IInbox(Interface):
             remembered or put aside before.
         """
 
-    def load(after: int, limit: int) -> Deferred[list[InboxEntry]]:
+    def load(after: int, limit: int) -> Deferred[list[InboxEntry | UnreadableEntry]]:
         """
         What is to be handled, in the order of arrival.
 
         @param after: only entries with greater numbers than this.
         @param limit: no more than so many.
+        @return: what cannot be read any more is among it, so that it can be
+            put aside.
         """
 
     def tried(number: int, tries: int) -> Deferred[None]:
@@ -265,12 +275,14 @@ class IOutbox(Interface):
             that C{message_id} has no outcome yet.
         """
 
-    def load(after: int, limit: int) -> Deferred[list[OutboxEntry]]:
+    def load(after: int, limit: int) -> Deferred[list[OutboxEntry | UnreadableEntry]]:
         """
         What has no outcome yet, in the order of sending.
 
         @param after: only entries with greater numbers than this.
         @param limit: no more than so many.
+        @return: what cannot be read any more is among it, so that it can be
+            given an outcome.
         """
 
     def count() -> Deferred[int]:
@@ -293,7 +305,8 @@ class IOutbox(Interface):
     def unreported(after: int, limit: int) -> Deferred[list[SettledEntry]]:
         """
         What has an outcome that is yet to be reported, in the order of
-        sending.
+        sending.  An outcome that cannot be read any more is an
+        L{Unreadable<fcmxmpp.errors.Unreadable>}.
         """
 
     def reported(number: int) -> Deferred[None]:
@@ -316,7 +329,7 @@ class IEntrusted(Interface):
         @param expires: until when it is of use, in seconds since 1970.
         """
 
-    def load(after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
+    def load(after: int, limit: int) -> Deferred[list[EntrustedEntry | UnreadableEntry]]:
         """
         What has not been removed, in the order of arrival.
         """

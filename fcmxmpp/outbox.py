@@ -32,8 +32,8 @@ from zope.interface import implementer
 
 from fcmxmpp.attempts import Attempts, Task, cancel
 from fcmxmpp.downstream import DownstreamSender
-from fcmxmpp.entries import OutboxEntry, Outcome, SettledEntry
-from fcmxmpp.errors import FCMError, QueueFull, StillUnanswered, Stopped, StoreUnavailable
+from fcmxmpp.entries import OutboxEntry, Outcome, SettledEntry, UnreadableEntry
+from fcmxmpp.errors import FCMError, QueueFull, StillUnanswered, Stopped, StoreUnavailable, Unreadable
 from fcmxmpp.interfaces import IDownstreamSender, IOutbox, IOutcomeHandler, Stored
 from fcmxmpp.messages import Ack, DownstreamMessage
 from fcmxmpp.retry import backoff
@@ -501,7 +501,7 @@ class StoredSender:
         self._last = 0
         self._behind = True
         self._loading = False
-        self._reading: Deferred[list[OutboxEntry]] | None = None
+        self._reading: Deferred[list[OutboxEntry | UnreadableEntry]] | None = None
         self._poll: IDelayedCall | None = None
         # The devices and topics for which too much waits in the sender; the
         # first message that was left in the outbox for that; and the call that
@@ -688,7 +688,7 @@ class StoredSender:
             self._loading = False
             self._gone.clear()
 
-    def _handAll(self, page: list[OutboxEntry]) -> bool:
+    def _handAll(self, page: list[OutboxEntry | UnreadableEntry]) -> bool:
         """
         Hand over what was read.
 
@@ -697,15 +697,35 @@ class StoredSender:
         """
         for entry in page:
             number = entry.number
-            if entry.message.message_id in self._commits or not self._running:
+            message_id = entry.message_id if isinstance(entry, UnreadableEntry) else entry.message.message_id
+            if message_id in self._commits or not self._running:
                 return False
             self._last = number
             if number > self._newest:
                 self._newest = number
                 self._recount = True
-            if not (number in self._open or number in self._gone):
+            if number in self._open or number in self._gone:
+                continue
+            if isinstance(entry, UnreadableEntry):
+                self._giveUp(entry)
+            else:
                 self._hand(entry)
         return True
+
+    def _giveUp(self, entry: UnreadableEntry) -> None:
+        """
+        Settle what cannot be read any more.
+        """
+        if entry.number in self._withdrawn:
+            return
+        _log.error(
+            "message {message_id!r} cannot be sent: it is unreadable in the store: {reason}",
+            message_id=entry.message_id[:100],
+            reason=entry.reason,
+        )
+        message = DownstreamMessage(to=entry.peer, message_id=entry.message_id)
+        opened = self._open[entry.number] = _Open(entry.number, message)
+        self._settle(opened, None, Unreadable(entry.reason))
 
     def _hand(self, entry: OutboxEntry) -> None:
         """

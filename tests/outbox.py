@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from fcmxmpp.downstream import MAX_QUEUE
-from fcmxmpp.entries import OutboxEntry, Outcome, SettledEntry
+from fcmxmpp.entries import OutboxEntry, Outcome, SettledEntry, UnreadableEntry
 from fcmxmpp.errors import HandlerFailed, StoreUnavailable
 from fcmxmpp.interfaces import IOutbox, IOutcomeHandler, Stored
 from fcmxmpp.messages import DownstreamMessage
@@ -38,6 +38,7 @@ class GatedOutbox:
     @ivar slow: the methods that are not done before they are released.
     @ivar mute: the methods that are done at once, and tell that only when
         they are released.
+    @ivar damaged: the numbers of what cannot be read.
     @ivar calls: how often each method was called.
     """
 
@@ -47,6 +48,7 @@ class GatedOutbox:
         self.error: type[Exception] = StoreUnavailable
         self.slow: set[str] = set()
         self.mute: set[str] = set()
+        self.damaged: set[int] = set()
         self.calls: Counter[str] = Counter()
         self._held: list[tuple[str, Callable[[], None]]] = []
 
@@ -90,11 +92,28 @@ class GatedOutbox:
         """
         return self._through("add", lambda: self._outbox.add(message))
 
-    def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry]]:
+    def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry | UnreadableEntry]]:
         """
         See L{IOutbox.load}.
         """
-        return self._through("load", lambda: self._outbox.load(after, limit))
+        return self._through("load", lambda: self._outbox.load(after, limit).addCallback(self._damage))
+
+    def _damage(self, entries: list[OutboxEntry]) -> list[OutboxEntry | UnreadableEntry]:
+        """
+        What can be read of some entries.
+        """
+        return [
+            UnreadableEntry(
+                number=entry.number,
+                message_id=entry.message.message_id or "",
+                peer=entry.message.to or "",
+                body=b"SECRET",
+                reason="Invalid JSON",
+            )
+            if entry.number in self.damaged
+            else entry
+            for entry in entries
+        ]
 
     def count(self) -> Deferred[int]:
         """

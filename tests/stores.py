@@ -16,8 +16,8 @@ from fcmxmpp.entries import DeadLetter, InboxEntry, OutboxEntry, Outcome, encode
 from fcmxmpp.errors import FCMError
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 from fcmxmpp.payload import encode
-from fcmxmpp.store import sqlite
-from fcmxmpp.store.database import connect, transaction
+from fcmxmpp.store import inbox, outbox
+from fcmxmpp.store.database import connect, lastNumber, transaction
 
 
 __all__ = ["Filler", "newStore"]
@@ -48,7 +48,7 @@ class Filler:
         """
         message = UpstreamMessage(from_=from_, message_id=message_id, data={"op": "ping"})
         with closing(self.connect()) as connection, transaction(connection):
-            (entry,) = sqlite._addToInbox(connection, [(message, encode(message), at)])
+            (entry,) = inbox.add(connection, [(message, encode(message), at)])
         assert isinstance(entry, InboxEntry)
         return entry.number
 
@@ -76,8 +76,8 @@ class Filler:
             tries=3 if body is None else 0,
         )
         with closing(self.connect()) as connection, transaction(connection):
-            assert sqlite._putAside(connection, [(letter, at + 1)]) == [True]
-            return sqlite._lastNumber(connection, "inbox")
+            assert inbox.putAside(connection, [(letter, at + 1)]) == [True]
+            return lastNumber(connection, "inbox")
 
     def sent(self, message_id: str, to: str = "tok-A", at: float = 1000.0) -> int:
         """
@@ -87,7 +87,7 @@ class Filler:
         """
         message = DownstreamMessage(to=to, message_id=message_id, data={"op": "pong"})
         with closing(self.connect()) as connection, transaction(connection):
-            (entry,) = sqlite._addToOutbox(connection, [(message, encode(message), at)])
+            (entry,) = outbox.add(connection, [(message, encode(message), at)])
         assert isinstance(entry, OutboxEntry), entry
         return entry.number
 
@@ -105,7 +105,7 @@ class Filler:
         ack = Ack(message_id=message_id) if error is None else None
         outcome = Outcome(message=message, ack=ack, error=error, tries=2, at=at + 1)
         with closing(self.connect()) as connection, transaction(connection):
-            sqlite._settle(connection, [(number, outcome, encodeOutcome(outcome), report)])
+            outbox.settle(connection, [(number, outcome, encodeOutcome(outcome), report)])
         return number
 
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import stat
 import time
+from contextlib import closing
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -459,7 +460,8 @@ class RetryTests(CommandTestCase):
         err = "1 message not retried: another message with its message_id is waiting\n"
         self.assertEqual("1 message retried\n", self.run_("outbox retry --all", 0, err))
         self.assertEqual([(2, "d-1", "failed"), (3, "d-1", "waiting")], self.outbox())
-        (entry,) = browse.find(self.store.connect(), browse.OUTBOX, "3")
+        with closing(self.store.connect()) as connection:
+            (entry,) = browse.find(connection, browse.OUTBOX, "3")
         self.assertTrue(before <= entry.since <= time.time())
 
     def test_choice(self) -> None:

@@ -11,7 +11,7 @@ from contextlib import closing
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable, StoreUnavailable
-from fcmxmpp.store import browse, database, sqlite
+from fcmxmpp.store import browse, database, inbox, outbox
 from fcmxmpp.store.browse import INBOX, OUTBOX, Box, Entry, Which
 from fcmxmpp.store.database import lock, parseStore, transaction
 from tests.stores import newStore
@@ -202,9 +202,9 @@ class BrowseTests(SynchronousTestCase):
         self.store.dead("m-1", at=10.0)
         last = self.store.arrived("m-2")
         with transaction(self.connection):
-            sqlite._noteHandled(self.connection, [last])
+            inbox.noteHandled(self.connection, [last])
         self.assertEqual(browse.Done(1, []), browse.retry(self.connection, INBOX, [1], 99.0))
-        ((entry,),) = sqlite._loadInbox(self.connection, [(last, 10)])
+        ((entry,),) = inbox.load(self.connection, [(last, 10)])
         self.assertEqual(
             (3, "m-1", 0, 10.0), (entry.number, entry.message.message_id, entry.tries, entry.arrived)
         )
@@ -258,7 +258,7 @@ class BrowseTests(SynchronousTestCase):
         self.store.settled("d-1", Expired("over"))
         self.store.sent("d-2")
         self.assertEqual(browse.Done(1, []), browse.retry(self.connection, OUTBOX, [1], 99.0))
-        ((entry,),) = sqlite._loadOutbox(self.connection, [(2, 10)])
+        ((entry,),) = outbox.load(self.connection, [(2, 10)])
         self.assertEqual((3, "d-1", 99.0), (entry.number, entry.message.message_id, entry.since))
         self.assertEqual([(2, "d-2", "waiting"), (3, "d-1", "waiting")], self.states(OUTBOX))
         (new,) = browse.find(self.connection, OUTBOX, "3")
@@ -308,7 +308,7 @@ class BrowseTests(SynchronousTestCase):
         self.assertEqual((2, "m-2"), (number, message_id))
         self.assertIn("it is waiting, and a service", why)
         self.assertEqual([(2, "m-2", "waiting")], self.states(INBOX))
-        self.assertEqual([True], sqlite._areKnown(self.connection, [sqlite.digest(("tok-A", "m-1"))]))
+        self.assertEqual([True], inbox.areKnown(self.connection, [inbox.digest(("tok-A", "m-1"))]))
         self.assertEqual(1, browse.drop(self.connection, INBOX, [2], ("dead", "waiting")).count)
 
     def test_dropUnreported(self) -> None:

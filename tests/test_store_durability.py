@@ -23,7 +23,8 @@ from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer
 from fcmxmpp.store import sqlite
 from fcmxmpp.store.database import connect
-from fcmxmpp.store.sqlite import SQLiteStore, _sweep, digest
+from fcmxmpp.store.inbox import digest
+from fcmxmpp.store.sqlite import SQLiteStore
 from tests import faultyvfs
 from tests.faultyvfs import FaultyVFS, PowerCut
 
@@ -159,7 +160,7 @@ class PowerCutTests(Case):
                 await history.stage(lambda: store.entrusted.remove(entry.number))
 
         async def sweep(after: bytes) -> bytes | None:
-            to, _ = await self.swept.stage(lambda: store.commits.do(_sweep, (1.0, after, STEP)))
+            to, _ = await self.swept.stage(lambda: store.commits.do(sqlite.sweep, (1.0, after, STEP)))
             self.left.append({each for each in self.left[-1] if each <= after or (to and each > to)})
             return to
 

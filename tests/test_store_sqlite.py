@@ -17,10 +17,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from fcmxmpp.entries import DeadLetter, Outcome
 from fcmxmpp.errors import AckTimedOut, Stopped, StoreUnavailable
 from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
-from fcmxmpp.store import sqlite
+from fcmxmpp.store import entrusted, inbox, outbox, sqlite
 from fcmxmpp.store.database import connect
 from fcmxmpp.store.groupcommit import LINGER
-from fcmxmpp.store.sqlite import BRIEF, FEW, KEEP, LARGE, REST, STRIDE, TIMES, SQLiteStore, _sweep
+from fcmxmpp.store.sqlite import BRIEF, FEW, KEEP, LARGE, REST, STRIDE, TIMES, SQLiteStore, sweep
 from tests.handreactor import HandReactor
 
 
@@ -187,11 +187,11 @@ class SQLiteStoreTests(SynchronousTestCase):
         """
         with closing(connect(self.path)) as connection:
             for work, argument, plan in (
-                (sqlite._loadInbox, (5, 9), "SEARCH inbox USING INTEGER PRIMARY KEY (rowid>?)"),
-                (sqlite._loadOutbox, (5, 9), "SEARCH outbox USING INTEGER PRIMARY KEY (rowid>?)"),
-                (sqlite._unreported, (5, 9), "SEARCH outbox USING INDEX outbox_unreported (number>?)"),
-                (sqlite._loadEntrusted, (5, 9), "SEARCH entrusted USING INTEGER PRIMARY KEY (rowid>?)"),
-                (sqlite._countOutbox, None, "SCAN outbox USING INDEX outbox_unsettled"),
+                (inbox.load, (5, 9), "SEARCH inbox USING INTEGER PRIMARY KEY (rowid>?)"),
+                (outbox.load, (5, 9), "SEARCH outbox USING INTEGER PRIMARY KEY (rowid>?)"),
+                (outbox.unreported, (5, 9), "SEARCH outbox USING INDEX outbox_unreported (number>?)"),
+                (entrusted.load, (5, 9), "SEARCH entrusted USING INTEGER PRIMARY KEY (rowid>?)"),
+                (outbox.count, None, "SCAN outbox USING INDEX outbox_unsettled"),
             ):
                 said: list[str] = []
                 connection.set_trace_callback(said.append)
@@ -264,7 +264,7 @@ class SQLiteStoreTests(SynchronousTestCase):
         known = self.known(connection)
         while after is not None:
             self.assertLess(len(steps), most)
-            ((after, seconds),) = _sweep(connection, [(10.0, after, limit)])
+            ((after, seconds),) = sweep(connection, [(10.0, after, limit)])
             self.assertGreaterEqual(seconds, 0.0)
             left = self.known(connection)
             steps.append((after, known - left))
@@ -310,7 +310,7 @@ class SQLiteStoreTests(SynchronousTestCase):
         with closing(connect(self.path)) as connection:
             rows = [(bytes([each]) * 16, 0.0) for each in range(5)]
             connection.executemany("INSERT INTO known (digest, at) VALUES (?, ?)", rows)
-            results = _sweep(connection, [(10.0, b"", 2), (10.0, rows[1][0], 1), (10.0, rows[3][0], 9)])
+            results = sweep(connection, [(10.0, b"", 2), (10.0, rows[1][0], 1), (10.0, rows[3][0], 9)])
             self.assertEqual([rows[1][0], rows[2][0], None], [to for to, _ in results])
             self.assertEqual({rows[3][0]}, self.known(connection))
 
@@ -331,12 +331,12 @@ class SQLiteStoreTests(SynchronousTestCase):
             )
             connection.execute("INSERT INTO known (digest, at) VALUES (x'11', 0.0)")
             for after, left in ((b"", 4), (b"\x22", 1)):
-                ((to, _),) = _sweep(connection, [(10.0, after, 5)])
+                ((to, _),) = sweep(connection, [(10.0, after, 5)])
                 # Nothing more is known, but there are more of these.
                 self.assertEqual(after, to)
                 found = connection.execute("SELECT message_id FROM outbox ORDER BY number").fetchall()
                 self.assertEqual([(f"m-{each}",) for each in range(left)] + [("recent",)], found)
-            ((to, _),) = _sweep(connection, [(10.0, b"", 5)])
+            ((to, _),) = sweep(connection, [(10.0, b"", 5)])
             self.assertIsNone(to)
             self.assertEqual([("recent",)], connection.execute("SELECT message_id FROM outbox").fetchall())
             self.assertEqual(set(), self.known(connection))
@@ -414,7 +414,7 @@ class SQLiteStoreTests(SynchronousTestCase):
         def fail(connection: sqlite3.Connection, asked: Any) -> Any:
             raise sqlite3.OperationalError("disk I/O error")
 
-        failing = self.patch(sqlite, "_sweep", fail)
+        failing = self.patch(sqlite, "sweep", fail)
         self.sweep(STRIDE)
         failing.restore()
         for delay, count in ((REST, 6), (STRIDE, 5), (STRIDE, 5), (KEEP / TIMES, 4)):
@@ -467,10 +467,10 @@ class SQLiteStoreTests(SynchronousTestCase):
         """
         took = iter((BRIEF / 2, BRIEF * 0.75, BRIEF, BRIEF * 1.01, BRIEF * 0.49))
 
-        def sweep(connection: sqlite3.Connection, asked: Any) -> Any:
-            return [(to, next(took)) for to, _ in _sweep(connection, asked)]
+        def measured(connection: sqlite3.Connection, asked: Any) -> Any:
+            return [(to, next(took)) for to, _ in sweep(connection, asked)]
 
-        self.patch(sqlite, "_sweep", sweep)
+        self.patch(sqlite, "sweep", measured)
         self.store._step = size = 4 * FEW
         expected = [size, size, size, size, size // 2, size]
         self.assertEqual(expected[:5], self.stepSizes(BRIEF, 5 * size, 5))
@@ -486,7 +486,7 @@ class SQLiteStoreTests(SynchronousTestCase):
         def fail(connection: sqlite3.Connection, asked: Any) -> Any:
             raise sqlite3.OperationalError("disk I/O error")
 
-        self.patch(sqlite, "_sweep", fail)
+        self.patch(sqlite, "sweep", fail)
         self.sweep(STRIDE)
         self.assertEqual([REST], [call.getTime() - STRIDE for call in self.reactor.getDelayedCalls()])
 

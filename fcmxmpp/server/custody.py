@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fcmxmpp.entries import EntrustedEntry
+from fcmxmpp.entries import EntrustedEntry, UnreadableEntry
 from fcmxmpp.errors import Stopped, StoreUnavailable
 from fcmxmpp.interfaces import IEntrusted
 from fcmxmpp.messages import Receipt, UpstreamMessage
@@ -99,11 +99,20 @@ class Custody:
         All that is there.
         """
         entries: list[EntrustedEntry] = []
-        while True:
-            page = await self._store.load(entries[-1].number if entries else 0, PAGE)
-            if not page:
-                return entries
-            entries += page
+        last = 0
+        while page := await self._store.load(last, PAGE):
+            last = page[-1].number
+            for entry in page:
+                if isinstance(entry, UnreadableEntry):
+                    # It stays where it is, for people.
+                    _log.error(
+                        "what a device has entrusted cannot be read: number {number}: {reason}",
+                        number=entry.number,
+                        reason=entry.reason,
+                    )
+                else:
+                    entries.append(entry)
+        return entries
 
     def _loaded(self, entries: list[EntrustedEntry]) -> None:
         """

@@ -18,8 +18,7 @@ from contextlib import closing, contextmanager
 from msgspec import Struct
 
 from fcmxmpp.errors import MalformedPayload, StoreUnavailable
-from fcmxmpp.messages import Receipt, UpstreamMessage
-from fcmxmpp.payload import decodeDownstream, decodeFromConnectionServer
+from fcmxmpp.store.bodies import readDownstream, readUpstream
 from fcmxmpp.store.database import VERSION, connect, explain, lock, transaction
 
 
@@ -69,16 +68,8 @@ class Box(Struct, frozen=True):
     failed: str
     view: str
     again: str
-    check: Callable[[str], object]
+    check: Callable[[bytes], object]
     isUnique: bool
-
-
-def _readUpstream(text: str) -> None:
-    """
-    See to it that a handler can be given this.
-    """
-    if not isinstance(decodeFromConnectionServer(text), (UpstreamMessage, Receipt)):
-        raise MalformedPayload("Neither a message nor a receipt")
 
 
 INBOX = Box(
@@ -97,7 +88,7 @@ INBOX = Box(
         INSERT INTO inbox (from_, message_id, body, arrived)
         SELECT from_, message_id, body, arrived FROM inbox WHERE number = :number
     """,
-    check=_readUpstream,
+    check=readUpstream,
     isUnique=False,
 )
 
@@ -105,25 +96,17 @@ OUTBOX = Box(
     table="outbox",
     states=("waiting", "unreported", "failed"),
     failed="failed",
-    # An outcome is JSON, but stored as a BLOB, which some versions of SQLite take for their own binary form.
     view="""
-        SELECT number, CASE WHEN said IS NULL THEN 'waiting'
+        SELECT number, CASE WHEN outcome IS NULL THEN 'waiting'
                 WHEN reported IS NULL THEN 'unreported' ELSE 'failed' END AS state,
-            message_id, target AS peer, since,
-            CASE WHEN said IS NOT NULL THEN coalesce(json_extract(said, '$.tries'), 0) END AS tries,
-            settled AS ended, reported,
-            json_extract(said, '$.error') || coalesce(': ' || CASE json_extract(said, '$.error')
-                WHEN 'Nacked' THEN json_extract(said, '$.code')
-                WHEN 'NotSendable' THEN json_extract(said, '$.code') || ': ' || json_extract(said, '$.text')
-                ELSE json_extract(said, '$.text') END, '') AS reason,
-            said AS outcome, body
-        FROM (SELECT *, CAST(outcome AS TEXT) AS said FROM outbox)
+            message_id, target AS peer, since, tries, settled AS ended, reported, reason, outcome, body
+        FROM outbox
     """,
     again="""
         INSERT INTO outbox (message_id, target, body, since)
         SELECT message_id, target, body, :now FROM outbox WHERE number = :number
     """,
-    check=decodeDownstream,
+    check=readDownstream,
     isUnique=True,
 )
 
@@ -138,7 +121,7 @@ class Entry(Struct, frozen=True):
     @ivar ended: when it was put aside, or settled.
     @ivar reported: when its outcome was reported.
     @ivar reason: why it was put aside, or failed.
-    @ivar outcome: of the outbox: JSON.
+    @ivar outcome: of the outbox: JSON in UTF-8.
     @ivar body: the message; empty where it was not asked for.
     """
 
@@ -151,7 +134,7 @@ class Entry(Struct, frozen=True):
     ended: float | None
     reported: float | None
     reason: str | None
-    outcome: str | None
+    outcome: bytes | None
     body: bytes = b""
 
     def __repr__(self) -> str:
@@ -370,11 +353,9 @@ def malformed(box: Box, body: bytes) -> str | None:
     @return: without any of its contents; None if nothing is.
     """
     try:
-        box.check(body.decode())
+        box.check(body)
     except MalformedPayload as error:
         return error.reason
-    except UnicodeDecodeError:
-        return "Not Unicode"
     return None
 
 

@@ -12,13 +12,29 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import TypeVar
 
 from fcmxmpp.errors import StoreUnavailable
 
 
-__all__ = ["VERSION", "connect", "explain", "inChunks", "insert", "lock", "parseStore", "transaction"]
+__all__ = [
+    "VERSION",
+    "Connection",
+    "connect",
+    "delete",
+    "explain",
+    "inChunks",
+    "insert",
+    "lastNumber",
+    "lock",
+    "marks",
+    "parseStore",
+    "transaction",
+]
+
+Connection = sqlite3.Connection
 
 _Row = TypeVar("_Row")
 
@@ -40,29 +56,34 @@ _STEPS = (
         at REAL NOT NULL
     ) WITHOUT ROWID;
 
-    -- Upstream messages: to be handled, or (with a reason) dead letters.
+    -- Upstream messages: to be handled, or (with a reason) dead letters.  A body
+    -- comes last: it may fill pages of its own, which who reads what stands
+    -- before it does not read.
     CREATE TABLE inbox (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         from_ TEXT NOT NULL,
         message_id TEXT NOT NULL,
-        body BLOB NOT NULL,
         arrived REAL NOT NULL,
         tries INTEGER NOT NULL DEFAULT 0,
         reason TEXT,
-        put_aside REAL
+        put_aside REAL,
+        body BLOB NOT NULL
     );
 
     -- Downstream messages: to be sent, then (with an outcome) to be reported,
-    -- then, if they failed, kept for a while to be looked at.
+    -- then, if they failed and so have a reason, kept for a while to be looked
+    -- at.
     CREATE TABLE outbox (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         message_id TEXT NOT NULL,
         target TEXT NOT NULL,
-        body BLOB NOT NULL,
         since REAL NOT NULL,
-        outcome BLOB,
+        tries INTEGER,
         settled REAL,
-        reported REAL
+        reported REAL,
+        reason TEXT,
+        outcome BLOB,
+        body BLOB NOT NULL
     );
     CREATE UNIQUE INDEX outbox_unsettled ON outbox (message_id) WHERE outcome IS NULL;
     CREATE INDEX outbox_unreported ON outbox (number) WHERE outcome IS NOT NULL AND reported IS NULL;
@@ -72,8 +93,8 @@ _STEPS = (
     CREATE TABLE entrusted (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         sender_id TEXT NOT NULL,
-        body BLOB NOT NULL,
-        expires REAL NOT NULL
+        expires REAL NOT NULL,
+        body BLOB NOT NULL
     );
     """,
 )
@@ -95,7 +116,7 @@ def parseStore(description: str) -> str:
     return os.path.abspath(path)
 
 
-def connect(path: str, create: bool = True) -> sqlite3.Connection:
+def connect(path: str, create: bool = True) -> Connection:
     """
     Open a store, and bring an older one up to date.
 
@@ -114,6 +135,8 @@ def connect(path: str, create: bool = True) -> sqlite3.Connection:
             # on it, those of another connection included.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, cached_statements=256)
+        # A damaged text must not keep the others from being read.
+        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
         _prepare(connection)
         if create:
             # Whether it can be written to.
@@ -126,7 +149,7 @@ def connect(path: str, create: bool = True) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: Connection) -> None:
     """
     Check what there is, and bring it up to date.
     """
@@ -159,7 +182,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
 
 
-def _useLog(connection: sqlite3.Connection) -> None:
+def _useLog(connection: Connection) -> None:
     """
     Turn write-ahead logging on, if it is not.
     """
@@ -176,7 +199,7 @@ def _useLog(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-def _versionOf(connection: sqlite3.Connection) -> int:
+def _versionOf(connection: Connection) -> int:
     """
     The version of the schema; 0 for an empty file.
     """
@@ -184,7 +207,7 @@ def _versionOf(connection: sqlite3.Connection) -> int:
     return version
 
 
-def _checkVersion(connection: sqlite3.Connection) -> int:
+def _checkVersion(connection: Connection) -> int:
     """
     See to it that this is a store, of a version that is known.
 
@@ -232,7 +255,7 @@ def explain(error: BaseException) -> str:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: Connection) -> Iterator[None]:
     """
     A transaction that writes.
     """
@@ -280,7 +303,7 @@ def inChunks(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
         start += size
 
 
-def insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+def insert(connection: Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
     """
     Insert rows, many in one statement, into a transaction that is undone if
     that is impossible.
@@ -294,3 +317,30 @@ def insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[objec
         connection.execute(
             f"INSERT OR ROLLBACK INTO {into} VALUES {values}", list(chain.from_iterable(chunk))
         )
+
+
+def delete(connection: Connection, rows: str, numbers: Sequence[int]) -> list[None]:
+    """
+    Delete rows.
+
+    @param rows: the table, C{WHERE}, and what else holds for them.
+    @return: a None for each, as a result.
+    """
+    for chunk in inChunks(numbers):
+        connection.execute(f"DELETE FROM {rows} number IN ({marks(chunk)})", chunk)
+    return [None] * len(numbers)
+
+
+def lastNumber(connection: Connection, table: str) -> int:
+    """
+    The greatest number that a table has ever given.
+    """
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def marks(values: Sequence[object]) -> str:
+    """
+    As many question marks as there are values.
+    """
+    return ",".join("?" * len(values))

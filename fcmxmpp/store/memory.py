@@ -14,7 +14,15 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
-from fcmxmpp.entries import DeadLetter, EntrustedEntry, InboxEntry, OutboxEntry, Outcome, SettledEntry
+from fcmxmpp.entries import (
+    DeadLetter,
+    EntrustedEntry,
+    InboxEntry,
+    OutboxEntry,
+    Outcome,
+    SettledEntry,
+    UnreadableEntry,
+)
 from fcmxmpp.errors import StillUnanswered
 from fcmxmpp.interfaces import IEntrusted, IInbox, IOutbox, IStore
 from fcmxmpp.messages import DownstreamMessage, Receipt, UpstreamMessage
@@ -69,11 +77,11 @@ class MemoryInbox:
         self._entries[entry.number] = entry
         return succeed(entry)
 
-    def load(self, after: int, limit: int) -> Deferred[list[InboxEntry]]:
+    def load(self, after: int, limit: int) -> Deferred[list[InboxEntry | UnreadableEntry]]:
         """
         See L{IInbox.load}.
         """
-        return succeed(_after(self._entries.values(), after, limit))
+        return succeed([*_after(self._entries.values(), after, limit)])
 
     def tried(self, number: int, tries: int) -> Deferred[None]:
         """
@@ -155,11 +163,11 @@ class MemoryOutbox:
         self._ids.add(message.message_id)
         return succeed(entry)
 
-    def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry]]:
+    def load(self, after: int, limit: int) -> Deferred[list[OutboxEntry | UnreadableEntry]]:
         """
         See L{IOutbox.load}.
         """
-        return succeed(_after(self._entries.values(), after, limit))
+        return succeed([*_after(self._entries.values(), after, limit)])
 
     def count(self) -> Deferred[int]:
         """
@@ -225,11 +233,11 @@ class MemoryEntrusted:
         self._entries[entry.number] = entry
         return succeed(entry)
 
-    def load(self, after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
+    def load(self, after: int, limit: int) -> Deferred[list[EntrustedEntry | UnreadableEntry]]:
         """
         See L{IEntrusted.load}.
         """
-        return succeed(_after(self._entries.values(), after, limit))
+        return succeed([*_after(self._entries.values(), after, limit)])
 
     def remove(self, number: int) -> Deferred[None]:
         """
