@@ -6,6 +6,7 @@ process.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import select
@@ -56,8 +57,14 @@ __all__ = ["Options", "makeService", "quietLog", "stderrLog"]
 _log = Logger()
 
 #: Seconds after which a thread that has the interpreter gives it to another one
-#: that wants it, where there is a store.
+#: that wants it.  A busy reactor keeps the store's thread waiting for that long at
+#: each statement; Python's own are 5 ms.
 SWITCH_INTERVAL = 0.0005
+#: When Python looks for cycles.  A message makes no cycle, but objects that live
+#: as long as it is under way; by Python's own (700, 10, 10) those of 100 messages
+#: are looked through over and over, and everything with them every few seconds,
+#: for 20 to 50 ms.
+GC_THRESHOLDS = (10_000, 20, 20)
 
 
 def stderrLog() -> ILogObserver:
@@ -241,6 +248,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if settings.store is not None:
         store = _Store(settings.store, settings, reactor)
         store.setServiceParent(services)
+    _Interpreter().setServiceParent(services)
     endpoint: IStreamClientEndpoint
     handler: Any
     observer = None
@@ -356,10 +364,37 @@ class _Store(SQLiteStore):
             if self._daemon:
                 raise
             raise SystemExit(1) from None
-        # A busy reactor keeps the store's thread waiting for the interpreter
-        # up to this many seconds at each statement; the default is 5 ms.
-        sys.setswitchinterval(SWITCH_INTERVAL)
         super().startService()
+
+
+class _Interpreter(Service):
+    """
+    Python, as it suits a process that does nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._before = (sys.getswitchinterval(), gc.get_threshold())
+
+    def startService(self) -> None:
+        """
+        Set what is for the whole process.
+        """
+        super().startService()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        gc.set_threshold(*GC_THRESHOLDS)
+        # What is there now stays, and need not be looked at again.
+        gc.collect()
+        gc.freeze()
+
+    def stopService(self) -> None:
+        """
+        Set it back: what comes after this is not ours.
+        """
+        super().stopService()
+        switchInterval, thresholds = self._before
+        sys.setswitchinterval(switchInterval)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _tellNoStart(why: str, alsoPrint: bool) -> None:

@@ -4,6 +4,7 @@ Tests for L{fcmxmpp.tap}; as a real process in test_commandline.py.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -646,7 +647,8 @@ class MakeServiceTests(OptionsCase):
         reactor = MemoryReactorClock()
         options = self.options("--embedded", "--send-api", "tcp:8080:interface=127.0.0.1")
         services: Any = makeService(options, reactor)
-        (*_, both) = services
+        (*others, both) = services
+        self.assertIn(tap._Interpreter, [type(service) for service in others])
         self.assertIs(MultiService, type(both))
         self.assertEqual([AppServer, tap._SendAPI], [type(service) for service in both])
         services.privilegedStartService()
@@ -882,6 +884,28 @@ class InOrderTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(["app", "broken", "server"], stops)
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+
+class InterpreterTests(SynchronousTestCase):
+    """
+    What is set for the whole process.
+    """
+
+    def test_setAndReset(self) -> None:
+        """
+        While the service runs Python's garbage collector and its switching
+        between threads suit it; after that they are as they were.
+        """
+        before = (sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count())
+        interpreter = tap._Interpreter()
+        interpreter.startService()
+        try:
+            self.assertAlmostEqual(tap.SWITCH_INTERVAL, sys.getswitchinterval())
+            self.assertEqual(tap.GC_THRESHOLDS, gc.get_threshold())
+            self.assertGreater(gc.get_freeze_count(), before[2])
+        finally:
+            interpreter.stopService()
+        self.assertEqual(before, (sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count()))
 
 
 class ExitStatusTests(SynchronousTestCase):
