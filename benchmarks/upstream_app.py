@@ -12,29 +12,17 @@ import sys
 from io import FileIO
 from pathlib import Path
 
-from twisted.application.service import Application, MultiService
+from twisted.application.service import Application
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString
 
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.handlers import JSONLines
+from fcmxmpp.services import InOrder
 from fcmxmpp.store.groupcommit import MOST
 from fcmxmpp.store.sqlite import SQLiteStore
-
-
-class Both(MultiService):
-    """
-    The store and its user, which stop one after the other.
-    """
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Stop the user first.
-        """
-        return maybeDeferred(appServer.stopService).addCallback(lambda _: store.stopService())
 
 
 settings = json.loads(os.environ["UPSTREAM"])
@@ -51,7 +39,7 @@ appServer = AppServer(
     policy=Policy(ack=settings["ack"] or "stored"),
     store=store,
 )
-both = Both()
+both = InOrder()
 store.setServiceParent(both)
 appServer.setServiceParent(both)
 both.setServiceParent(application)

@@ -4,7 +4,11 @@ The app server as one Twisted service: links, delivery and sender put together.
 This is what C{twistd fcm-xmpp} runs, and what an application of its own adds
 to its service tree::
 
-    AppServer(endpoint, Credentials("123456789", key), handler).setServiceParent(application)
+    server = AppServer(endpoint, Credentials("123456789", key), handler, clock=reactor)
+    server.setServiceParent(application)
+
+With a store, or with a connection server in the same process, they have to stop
+one after the other: see L{fcmxmpp.services}.
 """
 
 from __future__ import annotations
@@ -81,7 +85,8 @@ class AppServer(Service):
         @param policy: how messages are handled; with a store they are, unless
             this says otherwise, acknowledged when they are stored.
         @param store: the durable inbox and outbox, a service of its own: it
-            has to be started before this one and stopped after it.
+            has to be started before this one and stopped after it, which is
+            what L{InOrder<fcmxmpp.services.InOrder>} is for.
         @param grace: seconds that the handlers that run, and the answers to what was
             sent, get at the stop.
         @param random: gives a number from 0 to 1, for jitter.
@@ -95,6 +100,7 @@ class AppServer(Service):
         policy = policy or Policy(ack="handled" if store is None else "stored")
         if policy.ack == "stored" and store is None:
             raise ValueError("to acknowledge what is stored takes a store")
+        self._store = store
         self._senderID = credentials.senderID
         self._server = server
         self._ack = policy.ack
@@ -168,10 +174,16 @@ class AppServer(Service):
         """
         Connect, and stay connected.
 
-        @raise RuntimeError: if it has been started before: make a new one.
+        @raise RuntimeError: if it has been started before: make a new one.  Or
+            if it has a store, and that has not been started.
         """
         if self._started:
             raise RuntimeError("an AppServer can be started once; make another one")
+        if self._store is not None and not self._store.running:
+            raise RuntimeError(
+                "the store of an AppServer has to be started first: "
+                "add both to one fcmxmpp.services.InOrder, the store before the AppServer"
+            )
         self._started = True
         super().startService()
         _log.info(
@@ -222,6 +234,11 @@ class AppServer(Service):
         assert self._sender is not None
         await self._sender.stop(max(0.0, deadline - self._clock.seconds()))
         await gatherResults([link.stop() for link in self.links])
+        if self._store is not None and not self._store.running:
+            _log.error(
+                "the store was stopped before the app server: what was handled meanwhile is not recorded and "
+                "will be handled again; add both to one fcmxmpp.services.InOrder, the store first"
+            )
         _log.info(
             "stopped; upstream: {handled} handled, {deadLetters} dead letters, {malformed} malformed; "
             "downstream: {accepted} accepted, {failed} not",

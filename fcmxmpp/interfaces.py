@@ -1,9 +1,10 @@
 """
 What the parts of the app server expect of each other and of the application.
 
-For the application to provide: L{IUpstreamHandler}, and where it is of use
-L{IReceiptHandler} and L{ISessionObserver}.  For the application to call:
-L{IDownstreamSender}.  Between the parts: L{IResponsible}.  For a store to
+For the application to provide: L{IUpstreamHandler}, and where they are of use
+L{IReceiptHandler} and L{IOutcomeHandler} on the same object, and
+L{ISessionObserver}.  For the application to call: L{IDownstreamSender} and
+L{settled}.  Between the parts: L{IResponsible}.  For a store to
 provide: L{IStore}, with its L{IInbox}, L{IOutbox} and L{IEntrusted}.
 
 Methods with an underscore for C{self} left out are as zope.interface wants
@@ -73,11 +74,15 @@ class IUpstreamHandler(Interface):
         """
         A device sent a message.
 
-        It is acknowledged once this returns, or once what it returns fires;
-        the value does not matter.  If it raises (or fails, or takes longer
-        than the handler time-out) the message is not acknowledged; it is given
-        to this method again after a delay, and put aside as a dead letter
-        after the configured number of tries.
+        It is done with once this returns, or once what it returns fires; the
+        value does not matter.  If this raises (or fails, or takes longer than
+        the handler time-out) it is called again for the message after a
+        delay, and the message is put aside as a dead letter after the
+        configured number of tries.
+
+        Under the policy C{"handled"}, the default without a store, the message
+        is acknowledged when it is done with or put aside.  Under C{"stored"},
+        the default with one, it was acknowledged before.
 
         At-least-once: after a crash or a time-out the same message may come
         again.  It is known by C{message.key}.
@@ -105,7 +110,11 @@ class IOutcomeHandler(Interface):
     """
     The application's side of outcomes, of use where there is a store: there
     L{send<IDownstreamSender.send>} is done before the outcome is known, and
-    the process that sent a message may be gone by then.
+    the process that sent a message may be gone by then.  Without a store this
+    is not called.
+
+    Where the application's handler does not provide this, a message that was
+    not accepted is only found in the store.
     """
 
     def messageSettled(outcome: Outcome) -> Awaitable[object] | None:
@@ -115,8 +124,11 @@ class IOutcomeHandler(Interface):
         Each message has one outcome, and it is reported once; again only if
         this raises (or fails, or takes longer than the handler time-out), or
         if the process dies between the return of this and the record of it.
-        The rules of L{messageReceived<IUpstreamHandler.messageReceived>} hold
-        for tries.
+        After the configured number of tries it is not reported any more, which
+        the log tells; L{HandlerUnavailable<fcmxmpp.errors.HandlerUnavailable>}
+        does not count.
+
+        What waits for L{settled} is told as well, before or after this.
         """
 
 
@@ -178,7 +190,7 @@ class IDownstreamSender(Interface):
             L{AckTimedOut<fcmxmpp.errors.AckTimedOut>}; with one also with
             L{StoreUnavailable<fcmxmpp.errors.StoreUnavailable>}.  Cancelling
             it withdraws the message, unless it has just been sent and not
-            been answered.
+            been answered; with a store that is possible until it has fired.
         """
 
 

@@ -138,8 +138,8 @@ class Options(usage.Options):
             "remember",
             None,
             None,
-            "Hours for which the store remembers what was taken over, so that it is not handled twice  "
-            "[default: 48]",
+            "Hours for which the store remembers what was taken over, so that it is not handled twice, and "
+            "keeps what could not be sent  [default: 48]",
         ],
         [
             "ack",
@@ -149,7 +149,7 @@ class Options(usage.Options):
             "with --store]",
         ],
         ["handler-timeout", None, None, "Seconds that a handler may take  [default: 60]"],
-        ["handler-tries", None, None, "Tries before a message is given up, and acknowledged  [default: 3]"],
+        ["handler-tries", None, None, "Tries before a message becomes a dead letter  [default: 3]"],
         [
             "grace",
             None,

@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import select
+import shlex
 import signal
 import stat
 import sys
@@ -22,7 +23,6 @@ from typing import Any, TextIO
 from uuid import uuid4
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.logger import (
@@ -48,6 +48,7 @@ from fcmxmpp.handlers import AppendedFile, Echo, JSONLines
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.options import Options, Settings, die
 from fcmxmpp.sendapi import SendAPI, isLocal, listener
+from fcmxmpp.services import InOrder
 from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.webhook import TIMEOUT, Webhook, WebhookConnections
 
@@ -240,7 +241,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     settings = options.settings
-    services = _InOrder()
+    services = InOrder()
     status = _ExitStatus(reactor, settings.grace)
     status.setServiceParent(services)
     # First, because whoever has used it is to be gone when it is closed.
@@ -365,6 +366,11 @@ class _Store(SQLiteStore):
                 raise
             raise SystemExit(1) from None
         super().startService()
+        _log.info(
+            "the store is {path}; to look into it: fcmxmpp inbox list --store {description}",
+            path=self._description.removeprefix("sqlite:"),
+            description=shlex.quote(self._description),
+        )
 
 
 class _Interpreter(Service):
@@ -404,31 +410,6 @@ def _tellNoStart(why: str, alsoPrint: bool) -> None:
     _log.critical("{why}", why=why)
     if alsoPrint:
         _printError(f"twistd fcm-xmpp: {why}")
-
-
-class _InOrder(MultiService):
-    """
-    Services that stop one after the other, the last one first: the connection
-    server has to be there until the app server has sent its last ACK.
-    """
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Stop them.
-        """
-        Service.stopService(self)
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        """
-        See L{stopService}.
-        """
-        for service in reversed(list(self)):
-            try:
-                await maybeDeferred(service.stopService)
-            except Exception:
-                # A bug, but none that keeps the others from being stopped.
-                _log.failure("stopping {service} failed", service=type(service).__name__)
 
 
 def _printLine(line: str) -> None:

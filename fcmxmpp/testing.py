@@ -298,6 +298,8 @@ class _Joined:
         self.clock = clock
         self.network = MemoryNetwork(clock, factory)
         self.observer = RecordingObserver()
+        if store is not None and not store.running:
+            store.startService()
         self.appServer = AppServer(
             self.network,
             Credentials(SENDER_ID, SERVER_KEY),
@@ -388,7 +390,9 @@ def connectedPair(
     @param connections: how many links the app server has.
     @param receipts: whether the connection server sends delivery receipts.
     @param store: the app server's, such as a
-        L{MemoryStore<fcmxmpp.store.memory.MemoryStore>} with C{clock.seconds}.
+        L{MemoryStore<fcmxmpp.store.memory.MemoryStore>} with C{clock.seconds};
+        started here, if it does not run, and never stopped: another pair, the
+        next life of the app server, may go on with it.
     @param clock: the time; a new one from 0, if not given.
     """
     return ConnectedPair(handler, policy, grace, connections, receipts, store, clock)

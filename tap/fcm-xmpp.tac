@@ -5,7 +5,8 @@
 # It logs in to the connection server named by FCM_ENDPOINT (such as
 # tls:push.example.org:5235), with FCM_SENDER_ID and FCM_SERVER_KEY_FILE; where
 # FCM_ENDPOINT is not set, to one that it runs itself, so that this can be
-# tried as it is.  Copy it, and put your handler in place of Journal.
+# tried as it is.  With FCM_STORE (such as sqlite:/var/lib/fcm-xmpp/store.db)
+# nothing is lost.  Copy it, and put your handler in place of Journal.
 
 import os
 import sys
@@ -23,6 +24,9 @@ from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import Policy
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
 from fcmxmpp.interfaces import IUpstreamHandler
+from fcmxmpp.services import InOrder
+from fcmxmpp.store.database import parseStore
+from fcmxmpp.store.sqlite import SQLiteStore
 
 
 @implementer(IUpstreamHandler)
@@ -41,6 +45,20 @@ class Journal:
 
 application = Application("fcm-xmpp")
 
+# Not the application itself, which begins to stop everything at once: the app
+# server needs the others until its last message is recorded and acknowledged.
+services = InOrder()
+services.setServiceParent(application)
+
+store = None
+if "FCM_STORE" in os.environ:
+    try:
+        path = parseStore(os.environ["FCM_STORE"])
+    except ValueError as error:
+        sys.exit(f"FCM_STORE: {error}")
+    store = SQLiteStore(path, reactor)
+    store.setServiceParent(services)
+
 if "FCM_ENDPOINT" in os.environ:
     description = os.environ["FCM_ENDPOINT"]
     if not description.startswith("tls:"):
@@ -56,9 +74,10 @@ if "FCM_ENDPOINT" in os.environ:
     credentials = Credentials(os.environ["FCM_SENDER_ID"], key)
 else:
     server = "the embedded server"
-    endpoint = EmbeddedConnectionServer(reactor, "123456789")
-    endpoint.setServiceParent(application)
-    DeviceThatTalks(endpoint, reactor, lambda: str(uuid4())).setServiceParent(application)
+    # What its device has sent is in the same store, until it is acknowledged.
+    endpoint = EmbeddedConnectionServer(reactor, "123456789", store and store.entrusted)
+    endpoint.setServiceParent(services)
+    DeviceThatTalks(endpoint, reactor, lambda: str(uuid4())).setServiceParent(services)
     credentials = endpoint.credentials
 
 AppServer(
@@ -66,6 +85,8 @@ AppServer(
     credentials,
     Journal(),
     clock=reactor,
-    policy=Policy(handlerTimeout=30, handlerTries=5),
+    # A Policy of your own says when to acknowledge, too.
+    policy=Policy(ack="handled" if store is None else "stored", handlerTimeout=30, handlerTries=5),
+    store=store,
     server=server,  # what the log calls it
-).setServiceParent(application)
+).setServiceParent(services)

@@ -24,6 +24,7 @@ from fcmxmpp.messages import DownstreamMessage
 from fcmxmpp.store import browse
 from fcmxmpp.store.database import lock
 from fcmxmpp.store.sqlite import SQLiteStore
+from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT
 from tests.stores import Filler, newStore
 
@@ -752,8 +753,8 @@ class PageTests(SynchronousTestCase):
         """
         store = newStore(self)
         now = time.time()
-        store.dead("m-1", reason="the handler failed with KeyError", at=now)
-        store.dead("m-2", reason="the handler failed with ValueError", at=now, from_=TOKEN)
+        store.dead("m-1", reason="the handler failed 3 times, last: builtins.KeyError", at=now)
+        store.dead("m-2", reason="the handler failed 3 times, last: myapp.Broken", at=now, from_=TOKEN)
         store.arrived("m-3", from_="tok-C", at=now)
         store.dead("m-4", at=now - 30 * 86_400)
         self.assertEqual("1 message dropped\n", run(store, "inbox drop 4").output)
@@ -771,7 +772,7 @@ class PageTests(SynchronousTestCase):
             self.assertTrue(command.startswith("fcmxmpp "))
             if "--older-than" in command:
                 store.dead("m-5", body=b"{", at=now - 30 * 86_400)
-            result = run(store, command.removeprefix("fcmxmpp "), COLUMNS="130")
+            result = run(store, command.removeprefix("fcmxmpp "), COLUMNS="140")
             self.assertEqual(0, result.exit_code, result.output)
             results[command.removeprefix("fcmxmpp ")] = result.output
 
@@ -779,7 +780,7 @@ class PageTests(SynchronousTestCase):
             return re.sub("[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}", "MM-DD hh:mm", text)
 
         self.assertEqual(masked(table), masked(results["inbox list"]))
-        self.assertIn('"reason": "the handler failed with ValueError"', results["inbox show 2"])
+        self.assertIn('"reason": "the handler failed 3 times, last: myapp.Broken"', results["inbox show 2"])
         self.assertEqual("1 message retried\n", results["inbox retry 2"])
         self.assertEqual(
             "1 message retried\n", results["inbox retry --all --reason keyerror --newer-than 7d"]
@@ -796,4 +797,21 @@ class PageTests(SynchronousTestCase):
         for box in program.commands.values():
             for command in box.commands.values():  # type: ignore[attr-defined]
                 known |= {option for parameter in command.params for option in parameter.opts}
+        known |= {f"--{parameter[0]}" for parameter in Options.optParameters}
         self.assertEqual(set(), set(re.findall(r"--[a-z][a-z-]+", self.page)) - known)
+
+    def test_logLines(self) -> None:
+        """
+        Every line of the log that it explains is one that we write.
+        """
+        said = []
+        for path in sorted((CHECKOUT / "fcmxmpp").rglob("*.py")):
+            # Texts that go over several lines of the source are one.
+            said.append(re.sub(r'"\n\s*f?"', "", path.read_text(encoding="utf-8")))
+        # What is said of the handler is said of its outcomes, too.
+        source = "".join(said).replace("the {what} ", "the handler ")
+        lines = re.findall(r"^\| `(.*?)` \|", self.page, re.MULTILINE)
+        self.assertEqual(11, len(lines))
+        for line in lines:
+            for piece in filter(None, re.split("[ :]*…[ :]*", line)):
+                self.assertIn(piece, source, line)

@@ -1077,3 +1077,22 @@ class StoreTests(CommandLineCase):
         self.assertEqual([0, 1, 0], [each.returncode for each in ended], ended)
         self.stopped(child)
         self.assertEqual("1", self.lines(child)[0]["data"]["count"])
+
+    def test_logNamesTheCommand(self) -> None:
+        """
+        The log has the command that looks into the store, for a shell in any
+        directory.
+        """
+        child = self.twistd("--embedded", "--store", "sqlite:the store.db")
+        command = shlex.split(child.until("to look into it: (fcmxmpp .*)\n")[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "fcmxmpp.command", *command[1:]],
+            cwd="/",
+            env=childEnvironment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        self.assertEqual((0, ""), (done.returncode, done.stderr))
+        self.assertIn("0 dead letters", done.stdout)
+        self.stopped(child)

@@ -18,8 +18,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -40,7 +41,7 @@ from fcmxmpp.interfaces import (
 from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.payload import decodeFromConnectionServer
 from fcmxmpp.store.memory import MemoryStore
-from fcmxmpp.testing import RecordingHandler, RecordingObserver, connectedPair
+from fcmxmpp.testing import MemoryNetwork, RecordingHandler, RecordingObserver, connectedPair
 from tests.delivering import receipt, upstream
 from tests.storing import Unruly
 
@@ -858,6 +859,42 @@ class AppServerTests(SynchronousTestCase):
         second.device.send("m-2", {})
         second.advance(2)
         self.assertEqual(["m-1", "m-2"], handler.ids)
+
+    def test_storeNotStarted(self) -> None:
+        """
+        An app server does not start before its store, which would be to
+        acknowledge nothing and not to say why.
+        """
+        clock = Clock()
+        network = MemoryNetwork(clock, Factory())
+        server = AppServer(
+            network,
+            Credentials("1", "k"),
+            RecordingHandler(),
+            clock=clock,
+            store=MemoryStore(clock.seconds),
+        )
+        error = self.assertRaises(RuntimeError, server.startService)
+        self.assertIn("InOrder", str(error))
+        self.assertEqual((0, []), (network.attempts, clock.getDelayedCalls()))
+
+    def test_storeStoppedFirst(self) -> None:
+        """
+        A store that was stopped before its app server is told of, because
+        messages are handled twice then; one that was not is not.
+        """
+        for early in (True, False):
+            clock = Clock()
+            store = MemoryStore(clock.seconds)
+            pair = connectedPair(RecordingHandler(), store=store, clock=clock)
+            if early:
+                store.stopService()
+            with capturedLogs() as events:
+                stopped = pair.stop()
+                pair.advance(1)
+                self.successResultOf(stopped)
+            told = [event for event in events if event["log_level"] is LogLevel.error]
+            self.assertEqual([early] if early else [], ["InOrder" in eventAsText(each) for each in told])
 
 
 class _Machine(RuleBasedStateMachine):

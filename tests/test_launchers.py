@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from fcmxmpp.store.browse import openStore
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT, childEnvironment, script
 
@@ -22,17 +24,17 @@ class TacTests(SynchronousTestCase):
     C{twistd -n -y tap/fcm-xmpp.tac}.
     """
 
-    def test_runs(self) -> None:
+    def run_(self, directory: Path, **environ: str) -> str:
         """
-        The application handles the message of its simulated device, and stops
-        when it is told to.
+        Run the application until it has handled the message of its simulated
+        device, and then stop it.
+
+        @return: its log.
         """
-        directory = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, directory)
         process = subprocess.Popen(
             [script("twistd"), "-n", "--pidfile=", "-y", str(CHECKOUT / "tap" / "fcm-xmpp.tac")],
             cwd=directory,
-            env=childEnvironment(),
+            env=childEnvironment(**environ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -45,9 +47,60 @@ class TacTests(SynchronousTestCase):
             lines.append(line)
             if "Journal#info] handled" in line:
                 process.send_signal(signal.SIGTERM)
-        self.assertTrue(any("Journal#info] handled" in line for line in lines), "".join(lines))
+        log = "".join(lines)
+        self.assertIn("Journal#info] handled", log)
         # twistd without our plugin ends by the signal that it was stopped by.
         self.assertEqual(-signal.SIGTERM, process.wait(timeout=20))
+        # The connection server was there to the end: nothing was lost.
+        self.assertIn("stopped; upstream: 1 handled", log)
+        self.assertNotIn("#warn]", log)
+        self.assertNotIn("#error]", log)
+        return log
+
+    def directory(self) -> Path:
+        """
+        A directory of its own.
+        """
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
+        return directory
+
+    def test_runs(self) -> None:
+        """
+        The application handles the message of its simulated device, and stops
+        in order when it is told to.
+        """
+        self.assertIn("acknowledged when handled", self.run_(self.directory()))
+
+    def test_store(self) -> None:
+        """
+        With FCM_STORE it keeps what comes in there, and has recorded all of it
+        when it has stopped.
+        """
+        directory = self.directory()
+        log = self.run_(directory, FCM_STORE="sqlite:fcm.db")
+        self.assertIn("acknowledged when stored", log)
+        with closing(openStore(str(directory / "fcm.db"))) as connection:
+            for table, rows in (("inbox", 0), ("entrusted", 0), ("known", 1)):
+                (found,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+                self.assertEqual(rows, found, table)
+
+    def test_wrongStore(self) -> None:
+        """
+        What is no store is told in one line.
+        """
+        done = subprocess.run(
+            [script("twistd"), "-n", "--pidfile=", "-y", str(CHECKOUT / "tap" / "fcm-xmpp.tac")],
+            cwd=self.directory(),
+            env=childEnvironment(FCM_STORE="fcm.db"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=20,
+        )
+        self.assertEqual(1, done.returncode)
+        self.assertEqual("FCM_STORE: a store has to be sqlite:PATH", done.stdout.splitlines()[-1])
+        self.assertNotIn("Traceback", done.stdout)
 
 
 class ConfigurationTests(SynchronousTestCase):

@@ -108,7 +108,13 @@ class PythonTests(SynchronousTestCase):
         gone = fail(errors.Nacked("BAD_REGISTRATION", "d"))
         self.assertEqual(("BAD_REGISTRATION", {}), outcome(gone))
         self.assertEqual(("INVALID_JSON", {"ann": "old"}), outcome(fail(errors.Nacked("INVALID_JSON", "d"))))
-        for error in (errors.Expired, errors.AckTimedOut, errors.QueueFull, errors.Stopped):
+        for error in (
+            errors.Expired,
+            errors.AckTimedOut,
+            errors.QueueFull,
+            errors.Stopped,
+            errors.StoreUnavailable,
+        ):
             self.assertEqual((error.__name__, {"ann": "old"}), outcome(fail(error("why"))))
 
     def test_errorsAreListed(self) -> None:

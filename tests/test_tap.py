@@ -16,8 +16,7 @@ from importlib import invalidate_caches
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import IServiceMaker, MultiService, Service
-from twisted.internet.defer import Deferred, fail
+from twisted.application.service import IServiceMaker, MultiService
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.plugin import getPlugins
@@ -851,39 +850,6 @@ class MakeServiceTests(OptionsCase):
         (plugin,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "fcm-xmpp"]
         self.assertEqual("fcmxmpp.tap", plugin.module)
         self.assertIs(Options, plugin.options)
-
-
-class InOrderTests(SynchronousTestCase):
-    """
-    Services stop one after the other.
-    """
-
-    def test_order(self) -> None:
-        """
-        The last one stops first, each when the one before has ended; one that
-        fails does not keep the others.
-        """
-        stops: list[str] = []
-        first: Deferred[None] = Deferred()
-
-        class Part(Service):
-            def __init__(self, name: str, result: Any) -> None:
-                self.label, self.result = name, result
-
-            def stopService(self) -> Any:
-                stops.append(self.label)
-                return self.result
-
-        services = tap._InOrder()
-        for label, result in (("server", None), ("broken", fail(ZeroDivisionError())), ("app", first)):
-            Part(label, result).setServiceParent(services)
-        services.startService()
-        stopped = services.stopService()
-        self.assertEqual(["app"], stops)
-        first.callback(None)
-        self.successResultOf(stopped)
-        self.assertEqual(["app", "broken", "server"], stops)
-        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
 
 
 class InterpreterTests(SynchronousTestCase):
