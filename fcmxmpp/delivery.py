@@ -221,7 +221,7 @@ class UpstreamDelivery:
             return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = _Handling(key, message, message.message_id, self._laneOf(message), self._clock.seconds())
+        handling = _Handling(key, message, message.message_id, self.laneOf(message), self._clock.seconds())
         self._running[key] = handling
         if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
@@ -246,7 +246,7 @@ class UpstreamDelivery:
             entry.number,
             message,
             message.message_id,
-            self._laneOf(message),
+            self.laneOf(message),
             self._clock.seconds(),
             entry.tries,
             entry.number,
@@ -264,7 +264,7 @@ class UpstreamDelivery:
         if self._observe is not None:
             self._observe(Arrived(message) if isNew else Repeated(message))
 
-    def _laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
+    def laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
         """
         Where a message waits for its turn; None if it need not.
         """

@@ -483,6 +483,42 @@ class OutageTests(InboxCase):
         self.clock.advance(0)
         self.assertEqual((["m-1"], ["m-1"]), (process.acks, process.handler.ids))
 
+    def test_keepsOrder(self) -> None:
+        """
+        With C{ordered} no message overtakes one of the same device whose
+        commit has failed: neither one that was waiting to be committed, nor
+        one that comes when the store works again.  Other devices do not wait.
+        """
+        process = self.make(ordered=True)
+        process.inbox.held = True
+        process.take(upstream("a-1"), upstream("a-2"), upstream("b-1", "tok-B"))
+        process.inbox.broken = True
+        process.inbox.release(1)
+        process.inbox.broken = False
+        process.inbox.release()
+        self.clock.advance(0)
+        process.take(upstream("a-3"))
+        self.assertEqual((["b-1"], ["b-1"]), (process.acks, process.handler.ids))
+        self.clock.advance(STORE_DELAY)
+        self.clock.advance(0)
+        self.assertEqual(["b-1", "a-1", "a-2", "a-3"], process.handler.ids)
+        self.assertCountEqual(process.handler.ids, process.acks)
+
+    def test_manyInOrder(self) -> None:
+        """
+        However many of one device wait for the store, they are committed when
+        it works again.
+        """
+        process = self.make(ordered=True)
+        process.inbox.broken = True
+        ids = [f"m-{n}" for n in range(1100)]
+        process.take(*(upstream(message_id) for message_id in ids))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        for _ in range(10):
+            self.clock.advance(0)
+        self.assertEqual((ids, 0), (process.handler.ids, len(process.fromInbox._lanes)))
+
     def test_notRecorded(self) -> None:
         """
         What was handled and cannot be recorded is recorded later, and not
@@ -637,6 +673,20 @@ class StopTests(InboxCase):
         self.assertEqual([("m-2", "Stopped")], process.refused)
         self.assertEqual(["m-1"], self.waiting)
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_inOrder(self) -> None:
+        """
+        With C{ordered} what waits for a commit that is under way is not
+        committed after the stop.
+        """
+        process = self.make(ordered=True)
+        process.inbox.held = True
+        process.take(upstream("m-1"), upstream("m-2"))
+        self.successResultOf(process.stop(10))
+        process.inbox.release()
+        self.clock.advance(0)
+        self.assertEqual((["m-1"], [("m-2", "Stopped")]), (process.acks, process.refused))
+        self.assertEqual((["m-1"], 0), (self.waiting, process.fromInbox._commits))
 
     def test_commitUnderWay(self) -> None:
         """
