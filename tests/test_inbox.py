@@ -26,7 +26,7 @@ from zope.interface.verify import verifyObject
 from fcmxmpp import inbox as inboxModule
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
-from fcmxmpp.delivery import STORE_DELAY, Policy, UpstreamDelivery
+from fcmxmpp.delivery import MAX_HANDLED, STORE_DELAY, Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, QueueFull, Stopped
 from fcmxmpp.inbox import POLL, InboxDelivery
 from fcmxmpp.interfaces import (
@@ -60,6 +60,7 @@ class Process:
         store: MemoryStore,
         answer: Callable[[Any], Any],
         atOnce: int = 1000,
+        limit: int = MAX_HANDLED,
         **policy: Any,
     ) -> None:
         self.clock = Clock() if clock is None else clock
@@ -68,7 +69,7 @@ class Process:
         self.observer = RecordingObserver()
         policy.setdefault("ack", "stored")
         self.delivery = UpstreamDelivery(
-            self.handler, Policy(**policy), clock, lambda: 0.0, self.observer.observed, inbox=self.inbox
+            self.handler, Policy(**policy), clock, lambda: 0.0, self.observer.observed, limit, self.inbox
         )
         self.fromInbox = InboxDelivery(self.inbox, self.delivery, clock, atOnce)
         self.responsible: Any = self.fromInbox if policy["ack"] == "stored" else self.delivery
@@ -158,6 +159,15 @@ class InboxCase(SynchronousTestCase):
         process.inbox.held = True
         process.inbox.drop()
         return process
+
+    @contextmanager
+    def instead(self, name: str, method: Callable[..., Any]) -> Iterator[None]:
+        """
+        Have the store do something else.
+        """
+        patch = self.patch(self.store.inbox, name, method)
+        yield
+        patch.restore()
 
     @property
     def waiting(self) -> list[str]:
@@ -583,15 +593,6 @@ class OutageTests(InboxCase):
         self.clock.advance(STORE_DELAY)
         self.assertEqual(["m-0", "m-1"], process.acks)
 
-    @contextmanager
-    def instead(self, name: str, method: Callable[..., Any]) -> Iterator[None]:
-        """
-        Have the store do something else.
-        """
-        patch = self.patch(self.store.inbox, name, method)
-        yield
-        patch.restore()
-
     def test_bug(self) -> None:
         """
         Any other failure of a store is logged and does not stop the others.
@@ -663,16 +664,49 @@ class StopTests(InboxCase):
 
     def test_outage(self) -> None:
         """
-        What waits for a broken store does not keep the process from stopping;
-        it is not acknowledged.
+        What waits for a broken store is not acknowledged; what was handled and
+        cannot be recorded keeps the process from stopping for its grace, and no
+        longer.
         """
         process = self.make(lambda message: setattr(process.inbox, "broken", True))
         process.take(upstream("m-1"))
         process.take(upstream("m-2"))
-        self.successResultOf(process.stop(10))
+        stopped = process.stop(10)
         self.assertEqual([("m-2", "Stopped")], process.refused)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(stopped)
+        self.clock.advance(1)
+        self.successResultOf(stopped)
         self.assertEqual(["m-1"], self.waiting)
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_recovery(self) -> None:
+        """
+        What was handled, or put aside, and could not be recorded is recorded
+        if the store works again in time: the next process does not handle it
+        again.
+        """
+
+        def answer(message: UpstreamMessage) -> None:
+            process.inbox.broken = True
+            if message.message_id == "m-2":
+                raise ValueError
+
+        for ack in ("stored", "handled"):
+            process = self.make(answer, ack=ack, handlerTries=1)
+            process.take(upstream("m-1", f"tok-{ack}"))
+            process.inbox.broken = False
+            process.take(upstream("m-2", f"tok-{ack}"))
+            stopped = process.stop(10)
+            self.clock.advance(STORE_DELAY)
+            self.assertNoResult(stopped)
+            process.inbox.broken = False
+            self.clock.advance(STORE_DELAY)
+            self.clock.advance(0)
+            self.successResultOf(stopped)
+            self.assertEqual((["m-1", "m-2"], [], []), (process.acks, process.refused, self.waiting))
+            letters = [(letter.message_id, letter.from_) for letter in self.store.inbox.deadLetters]
+            self.assertEqual([("m-2", f"tok-{ack}")], letters[-1:])
 
     def test_inOrder(self) -> None:
         """
@@ -858,6 +892,89 @@ class HandledTests(InboxCase):
         self.assertEqual(
             ("m-1", "stopped before the message was handled"), (letter.message_id, letter.reason)
         )
+
+    def stopAt(self, process: Process) -> list[str]:
+        """
+        Stop a process without grace, and then have the store do what waits.
+
+        @return: what it said.
+        """
+        with capturedLogs() as events:
+            stopped = process.stop(0)
+            self.clock.advance(0)
+            process.inbox.release()
+            self.successResultOf(stopped)
+        return [event["log_format"].format(**event) for event in events if "kept" in event]
+
+    def test_receivedAndRecorded(self) -> None:
+        """
+        Under C{received} the stop makes no dead letter of what was handled and
+        is not on record yet.
+        """
+        process = self.make(ack="received")
+        process.inbox.held = True
+        process.take(upstream("m-1"))
+        process.inbox.release(1)
+        self.assertEqual(["m-1"], process.handler.ids)
+        self.assertEqual([], self.stopAt(process))
+        self.assertEqual(([], 0), (self.store.inbox.deadLetters, process.delivery.deadLetters))
+
+    def test_receivedAndPutAside(self) -> None:
+        """
+        Under C{received} what is being put aside at the stop is one dead
+        letter, with the reason that it has.
+        """
+        process = self.make(lambda message: 1 / 0, ack="received", handlerTries=1)
+        process.inbox.held = True
+        process.take(upstream("m-1"))
+        process.inbox.release(1)
+        reason = "the handler failed 1 times, last: builtins.ZeroDivisionError"
+        self.assertEqual([f"dead letter 'm-1': {reason}; kept in the store"], self.stopAt(process))
+        (letter,) = self.store.inbox.deadLetters
+        self.assertEqual((reason, 1), (letter.reason, process.delivery.deadLetters))
+
+    def test_receivedAndLost(self) -> None:
+        """
+        Under C{received} nothing says that the store has what it could not
+        take.
+        """
+        process = self.make(never, ack="received")
+        process.take(upstream("m-1"))
+        process.inbox.broken = True
+        reason = "stopped before the message was handled"
+        self.assertEqual([f"dead letter 'm-1': {reason}"], self.stopAt(process))
+        self.assertEqual(([], 1), (self.store.inbox.deadLetters, process.delivery.deadLetters))
+
+    def test_notPutAsideYet(self) -> None:
+        """
+        What failed for good is not acknowledged before it is a dead letter in
+        the store, though it comes again after the end of its tries.
+        """
+        process = self.make(lambda message: 1 / 0, ack="handled", handlerTries=1)
+        with self.instead("putAside", lambda letter: _failed(Stopped("the store is not open"))):
+            process.take(upstream("m-1"))
+        process.inbox.broken = True
+        process.take(upstream("m-1"))
+        self.assertEqual(([], [("m-1", "Stopped")]), (process.acks, process.refused))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        self.assertEqual(
+            (["m-1"], ["m-1"]), (process.acks, [each.message_id for each in self.store.inbox.deadLetters])
+        )
+
+    def test_malformedLimit(self) -> None:
+        """
+        What cannot be decoded takes up places, too, while it waits for the
+        store.
+        """
+        process = self.make(ack="handled", limit=2)
+        process.inbox.broken = True
+        for message_id in ("m-1", "m-2", "m-3"):
+            process.takeMalformed(message_id, "x")
+        self.assertEqual(([], [("m-3", "QueueFull")]), (process.acks, process.refused))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        self.assertEqual(["m-1", "m-2"], process.acks)
 
 
 class AppServerTests(SynchronousTestCase):
