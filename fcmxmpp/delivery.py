@@ -504,7 +504,8 @@ class UpstreamDelivery:
         A try has failed.
         """
         assert handling.message is not None
-        if handling.number is not None and delay is not None and not handling.unavailable:
+        isLast = handling.tries >= self._policy.handlerTries
+        if handling.number is not None and not (isLast or handling.unavailable):
             assert self._inbox is not None
             # Without it a message gets more tries than it should; no more.
             self._inbox.tried(handling.number, handling.tries).addErrback(_ignoreStore)

@@ -649,6 +649,30 @@ class StopTests(InboxCase):
         self.assertEqual(["m-1", "m-2"], process.handler.ids)
         self.assertEqual([], self.store.inbox.deadLetters)
 
+    def test_failing(self) -> None:
+        """
+        A try that fails during the stop counts, and is not said to be followed
+        by another one.
+        """
+        answer: Deferred[None] = Deferred()
+        process = self.make(lambda message: answer)
+        process.take(upstream("m-1"))
+        stopped = process.stop(5)
+        with capturedLogs() as events:
+            answer.errback(HandlerFailed("no"))
+        self.successResultOf(stopped)
+        self.assertEqual(
+            ["the handler failed on 'm-1': no; no more tries before the stop"],
+            [
+                event["log_format"].format(**event)
+                for event in events
+                if event["log_namespace"] == "fcmxmpp.attempts"
+            ],
+        )
+        self.assertEqual([None], [event.retryIn for event in process.observer.of(HandlingFailed)])
+        (entry,) = self.successResultOf(self.store.inbox.load(0, 10))
+        self.assertEqual(1, entry.tries)
+
     def test_afterIt(self) -> None:
         """
         Nothing is taken any more; and nothing before the start.
