@@ -439,7 +439,6 @@ class UpstreamDelivery:
         The store does not work, and has said so: the message stays
         unacknowledged, and it is tried again for as long as it takes.
         """
-        handling.retry = None
         if handling.key not in self._running:
             return
         if failure.check(FCMError) is None:
@@ -448,7 +447,14 @@ class UpstreamDelivery:
         if isTooLate or failure.check(StoreUnavailable) is None:
             self._abandon(handling)
             return
-        handling.retry = self._clock.callLater(STORE_DELAY, again, handling)
+        handling.retry = self._clock.callLater(STORE_DELAY, self._useAgain, again, handling)
+
+    def _useAgain(self, again: Callable[[_Handling], None], handling: _Handling) -> None:
+        """
+        Perhaps the store works again.
+        """
+        handling.retry = None
+        again(handling)
 
     # What comes of the tries.
 

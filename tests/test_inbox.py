@@ -791,6 +791,29 @@ class StopTests(InboxCase):
         self.assertEqual([("m-1", "Stopped"), ("m-2", "Stopped")], process.refused)
         self.assertEqual([], process.handler.ids)
 
+    def test_triedAgain(self) -> None:
+        """
+        What had failed and is just being tried again, be it a look-up, a
+        record or a dead letter, does not keep the process from stopping in
+        order.
+        """
+        for calls in (1, 2):
+            for answer in (lambda message: None, lambda message: 1 / 0):
+                process = self.make(answer, ack="handled", handlerTries=1)
+                process.inbox.held = True
+                process.take(upstream("m-1"))
+                process.inbox.release(calls - 1)
+                process.inbox.broken = True
+                process.inbox.release(1)
+                process.inbox.broken = False
+                self.clock.advance(STORE_DELAY)
+                stopped = process.stop(5)
+                self.clock.advance(5)
+                self.successResultOf(stopped)
+                self.assertEqual([("m-1", "Stopped")], process.refused)
+                process.inbox.drop()
+                self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_recordUnderWay(self) -> None:
         """
         A record that ends after the stop does nothing but last.
