@@ -71,6 +71,7 @@ class InboxDelivery:
         self._lanes: Lanes[Deferred[None]] = Lanes()
         self._advancing = False
         self._toldTooMany: float | None = None
+        self._toldNotOpen = False
         # What has been committed and is about to be handled: its ACK first.
         self._fresh: deque[InboxEntry] = deque()
         self._turn: IDelayedCall | None = None
@@ -295,6 +296,11 @@ class InboxDelivery:
         if failure.check(FCMError) is None:
             _log.failure("reading the inbox failed", failure)
         if self._running:
+            if failure.check(Stopped) is not None and not self._toldNotOpen:
+                # A mistake of whoever put the services together, and then the
+                # store says nothing.
+                self._toldNotOpen = True
+                _log.error("the inbox cannot be read: {reason}", reason=str(failure.value))
             self._poll = self._clock.callLater(STORE_DELAY, self._load)
 
     def stop(self) -> None:

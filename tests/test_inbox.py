@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -577,6 +577,19 @@ class OutageTests(InboxCase):
         self.clock.advance(0)
         self.assertEqual(["m-1"], process.handler.ids)
         self.assertStops(process)
+
+    def test_notOpen(self) -> None:
+        """
+        That nobody has started the store is said, once.
+        """
+        with self.instead("load", lambda *a: _failed(Stopped("the store is not open"))):
+            with capturedLogs() as events:
+                self.make()
+                self.clock.pump([STORE_DELAY] * 5)
+            self.assertEqual(
+                [(LogLevel.error, "the inbox cannot be read: the store is not open")],
+                [(event["log_level"], event["log_format"].format(**event)) for event in events],
+            )
 
     def test_tooMuch(self) -> None:
         """
