@@ -153,6 +153,8 @@ class Attempts(Generic[_T]):
         task.attempt = attempt
         task.deadline = self._clock.seconds() + self._timeout
         self._attempts[task] = None
+        if self._sweep is not None and self._sweep.getTime() > task.deadline:
+            self._clockSetBack(task.deadline)
         batch = self._batches.get(attempt)
         if batch is not None:
             batch.append(task)
@@ -281,6 +283,18 @@ class Attempts(Generic[_T]):
             oldest = next(iter(self._attempts))
             delay = max(0.0, oldest.deadline - self._clock.seconds())
             self._sweep = self._clock.callLater(delay, self._timeOut)
+
+    def _clockSetBack(self, latest: float) -> None:
+        """
+        The clock has been set back: nobody gets more time for that.
+
+        @param latest: the deadline of whoever is called just now.
+        """
+        for task in self._attempts:
+            task.deadline = min(task.deadline, latest)
+        assert self._sweep is not None
+        self._sweep.cancel()
+        self._sweep = None
 
     def _timeOut(self) -> None:
         """
