@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random as _random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from twisted.application.service import Service
@@ -50,6 +50,7 @@ from fcmxmpp.outbox import StoredSender
 __all__ = ["AppServer"]
 
 _log = Logger()
+_T = TypeVar("_T")
 
 
 @implementer(IDownstreamSender)
@@ -107,6 +108,7 @@ class AppServer(Service):
         self._clock = clock
         self._grace = grace
         self._started = False
+        self._ending: Deferred[None] | None = None
         self._observer = None if observer is None else _guarded(observer)
         observe = self._observer
         self._sender: DownstreamSender | StoredSender | None = None
@@ -217,10 +219,15 @@ class AppServer(Service):
         and for the answers to what was sent, the handlers' ACKs, the end of
         the streams.
 
-        @return: fires when nothing is left open.
+        @return: fires when nothing is left open, however often this is called.
+            Cancelling it only ends the waiting.
         """
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        if self._ending is None:
+            self._ending = Deferred.fromCoroutine(self._stop())
+        ended: Deferred[None] = Deferred()
+        self._ending.addBoth(_tell, ended)
+        return ended
 
     async def _stop(self) -> None:
         """
@@ -250,6 +257,14 @@ class AppServer(Service):
         )
 
 
+def _tell(result: _T, waiting: Deferred[_T]) -> _T:
+    """
+    Tell one of those who wait for the same.
+    """
+    waiting.callback(result)
+    return result
+
+
 def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:
     """
     An observer that must not raise, and cannot: those who tell it are in the
@@ -260,6 +275,8 @@ def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:
         try:
             observer.observed(event)
         except Exception:
+            # Whatever a bug of the application raises: what it was told of has
+            # happened, and its consequences must not be left out for that.
             _log.failure("the observer failed on {event}", event=type(event).__name__)
 
     return observe

@@ -139,8 +139,8 @@ class Attempts(Generic[_T]):
         try:
             attempt = _asDeferred(self._callFor(task))
         except BaseException:
-            # SystemExit, too: one message must not end the process, nor stay
-            # here for ever.
+            # All that there is, SystemExit and asyncio's CancelledError, too: one
+            # message must not end the process, nor stay here for ever.
             self._tryFailed(task, Failure())
             return
         if attempt is None:
@@ -153,6 +153,8 @@ class Attempts(Generic[_T]):
         task.attempt = attempt
         task.deadline = self._clock.seconds() + self._timeout
         self._attempts[task] = None
+        if self._sweep is not None and self._sweep.getTime() > task.deadline:
+            self._clockSetBack(task.deadline)
         batch = self._batches.get(attempt)
         if batch is not None:
             batch.append(task)
@@ -206,24 +208,27 @@ class Attempts(Generic[_T]):
         A try has failed.
         """
         delay: float | None = None
+        isLast = False
         if failure.check(HandlerUnavailable) is not None:
             task.unavailable += 1
             delay = backoff(task.unavailable, self._random())
         else:
             task.unavailable = 0
             task.tries += 1
-            if task.tries < self._tries:
-                delay = backoff(task.tries, self._random())
-        self._logFailed(task, failure, delay)
+            isLast = task.tries >= self._tries
+            delay = backoff(task.tries, self._random())
+        if isLast or self._stopping:
+            delay = None
+        self._logFailed(task, failure, isLast, delay)
         self._failedOnce(task, delay)
-        if delay is None:
+        if isLast:
             self._givenUp(task, f"the {self._what} failed {task.tries} times, last: {_nameOf(failure)}")
-        elif self._stopping:
+        elif delay is None:
             self._abandoned(task)
         else:
             task.retry = self._clock.callLater(delay, self.begin, task)
 
-    def _logFailed(self, task: _T, failure: Failure, delay: float | None) -> None:
+    def _logFailed(self, task: _T, failure: Failure, isLast: bool, delay: float | None) -> None:
         """
         One failure with its traceback for a task, one line for each more; and
         no traceback where it would show nothing but ourselves.
@@ -232,7 +237,9 @@ class Attempts(Generic[_T]):
             self._logUnavailable(failure)
             return
         name = _nameOf(failure)
-        then = "no more tries" if delay is None else f"next try in {delay:.1f} s"
+        then = "no more tries" if isLast else "no more tries before the stop"
+        if delay is not None:
+            then = f"next try in {delay:.1f} s"
         if task.tries == 1 and failure.check(HandlerFailed) is None:
             _log.failure(
                 "the {what} failed on {message_id!r}: {name}; {then}",
@@ -276,6 +283,18 @@ class Attempts(Generic[_T]):
             oldest = next(iter(self._attempts))
             delay = max(0.0, oldest.deadline - self._clock.seconds())
             self._sweep = self._clock.callLater(delay, self._timeOut)
+
+    def _clockSetBack(self, latest: float) -> None:
+        """
+        The clock has been set back: nobody gets more time for that.
+
+        @param latest: the deadline of whoever is called just now.
+        """
+        for task in self._attempts:
+            task.deadline = min(task.deadline, latest)
+        assert self._sweep is not None
+        self._sweep.cancel()
+        self._sweep = None
 
     def _timeOut(self) -> None:
         """
@@ -365,7 +384,8 @@ def cancel(attempt: Deferred[Any]) -> None:
     try:
         attempt.cancel()
     except Exception:
-        # Its own canceller raised; that must not keep us from going on.
+        # Its own canceller raised, whatever it pleased; that must not keep us
+        # from going on.
         _log.failure("cancelling the handler failed", _withoutText(Failure()))
 
 

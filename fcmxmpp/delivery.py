@@ -101,7 +101,7 @@ class _Handling(Task):
     One message on its way through the handler, and to the record of that.
     """
 
-    __slots__ = ("ended", "key", "lane", "letter", "message", "number", "since", "waiters")
+    __slots__ = ("ended", "isHandled", "key", "lane", "letter", "message", "number", "since", "waiters")
 
     def __init__(
         self,
@@ -125,10 +125,19 @@ class _Handling(Task):
         #: Of the inbox's entry, if it is one, and who waits for its end.
         self.number = number
         self.ended = ended
-        #: What is kept of it, once it is to be put aside.
+        #: Whether the application has handled it; and what is kept of it, once
+        #: it is to be put aside.
+        self.isHandled = False
         self.letter: DeadLetter | None = None
         #: One Deferred for each time that the message came in.
         self.waiters: list[Deferred[None]] = []
+
+    @property
+    def isDecided(self) -> bool:
+        """
+        Whether only the record of what became of it is to be made.
+        """
+        return self.isHandled or self.letter is not None
 
 
 @implementer(IResponsible)
@@ -221,7 +230,7 @@ class UpstreamDelivery:
             return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = _Handling(key, message, message.message_id, self._laneOf(message), self._clock.seconds())
+        handling = _Handling(key, message, message.message_id, self.laneOf(message), self._clock.seconds())
         self._running[key] = handling
         if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
@@ -246,7 +255,7 @@ class UpstreamDelivery:
             entry.number,
             message,
             message.message_id,
-            self._laneOf(message),
+            self.laneOf(message),
             self._clock.seconds(),
             entry.tries,
             entry.number,
@@ -281,7 +290,7 @@ class UpstreamDelivery:
         if self._observe is not None:
             self._observe(Arrived(message) if isNew else Repeated(message))
 
-    def _laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
+    def laneOf(self, message: UpstreamMessage | Receipt) -> str | None:
         """
         Where a message waits for its turn; None if it need not.
         """
@@ -325,6 +334,9 @@ class UpstreamDelivery:
             return succeed(None)
         if self._stopping and self._inbox is not None:
             return fail(Stopped("stopping"))
+        if len(self._running) >= self._limit:
+            self._logTooMany()
+            return fail(QueueFull("too many messages are being handled"))
         handling = self._running[key] = _Handling(key, None, error.message_id)
         handling.letter = DeadLetter(
             from_=error.from_,
@@ -444,15 +456,22 @@ class UpstreamDelivery:
         The store does not work, and has said so: the message stays
         unacknowledged, and it is tried again for as long as it takes.
         """
-        handling.retry = None
         if handling.key not in self._running:
             return
         if failure.check(FCMError) is None:
             _log.failure("using the store failed", failure)
-        if self._stopping or failure.check(StoreUnavailable) is None:
+        isTooLate = self._graceOver or (self._stopping and not handling.isDecided)
+        if isTooLate or failure.check(StoreUnavailable) is None:
             self._abandon(handling)
             return
-        handling.retry = self._clock.callLater(STORE_DELAY, again, handling)
+        handling.retry = self._clock.callLater(STORE_DELAY, self._useAgain, again, handling)
+
+    def _useAgain(self, again: Callable[[_Handling], None], handling: _Handling) -> None:
+        """
+        Perhaps the store works again.
+        """
+        handling.retry = None
+        again(handling)
 
     # What comes of the tries.
 
@@ -472,6 +491,7 @@ class UpstreamDelivery:
         message = handling.message
         assert message is not None
         self.handled += 1
+        handling.isHandled = True
         self._remember(message.key)
         if self._observe is not None:
             seconds = self._clock.seconds() - handling.since
@@ -507,7 +527,8 @@ class UpstreamDelivery:
         A try has failed.
         """
         assert handling.message is not None
-        if handling.number is not None and delay is not None and not handling.unavailable:
+        isLast = handling.tries >= self._policy.handlerTries
+        if handling.number is not None and not (isLast or handling.unavailable):
             assert self._inbox is not None
             # Without it a message gets more tries than it should; no more.
             self._inbox.tried(handling.number, handling.tries).addErrback(_ignoreStore)
@@ -518,9 +539,6 @@ class UpstreamDelivery:
         """
         There are no more tries.
         """
-        message = handling.message
-        assert message is not None
-        self._remember(message.key)
         handling.letter = self._letterFor(handling, reason)
         self._putAside(handling)
 
@@ -564,6 +582,28 @@ class UpstreamDelivery:
         if handling.key in self._running:
             self._finish(handling)
 
+    def _leaveTrace(self, handling: _Handling) -> None:
+        """
+        A message is abandoned that will not be delivered again: keep it as a
+        dead letter if the store can do that just now, and say so.
+        """
+        letter = handling.letter
+        assert letter is not None
+        if self._inbox is None:
+            self._deadLetter(letter)
+            return
+        self._inbox.putAside(letter).addCallbacks(
+            self._isAside, self._notKept, callbackArgs=(handling,), errbackArgs=(letter,)
+        )
+
+    def _notKept(self, failure: Failure, letter: DeadLetter) -> None:
+        """
+        The store does not work, and has said so: all that is left of a message
+        is what is said here.
+        """
+        failure.trap(FCMError)
+        self._deadLetter(letter, isKept=False)
+
     def _logTooMany(self) -> None:
         """
         Say that a connection server sends more than it may: once a minute.
@@ -586,17 +626,19 @@ class UpstreamDelivery:
         if len(self._done) > self._policy.remembered:
             self._done.popitem(last=False)
 
-    def _deadLetter(self, letter: DeadLetter) -> None:
+    def _deadLetter(self, letter: DeadLetter, isKept: bool = True) -> None:
         """
         A message was put aside: say so, by its C{message_id} and without its
         contents.
+
+        @param isKept: whether the store has it, if there is one.
         """
         self.deadLetters += 1
         _log.error(
             "dead letter {message_id!r}: {reason}{kept}",
             message_id=letter.message_id[:100],
             reason=letter.reason,
-            kept="" if self._inbox is None else "; kept in the store",
+            kept="; kept in the store" if isKept and self._inbox is not None else "",
         )
         if self._observe is not None:
             self._observe(DeadLettered(letter.message_id, letter.from_, letter.reason))
@@ -633,15 +675,14 @@ class UpstreamDelivery:
             return
         self._attempts.withdraw(handling)
         reason = "stopped before the message was handled"
-        if not self._comesAgain(handling):
-            # It will not be delivered again, so this is the last trace of it.
-            letter = self._letterFor(handling, reason)
-            if self._inbox is not None:
-                self._inbox.putAside(letter).addErrback(_ignoreStore)
-            self._deadLetter(letter)
+        isLost = not (self._comesAgain(handling) or handling.isHandled)
         self._leaveLane(handling)
         for waiter in self._leave(handling):
             waiter.errback(Stopped(reason))
+        if isLost:
+            if handling.letter is None:
+                handling.letter = self._letterFor(handling, reason)
+            self._leaveTrace(handling)
         self._advance()
         self._noteIdle()
 
@@ -677,7 +718,8 @@ class UpstreamDelivery:
             if self._comesAgain(handling):
                 self._abandon(handling)
         for handling in list(self._running.values()):
-            if handling.retry is not None:
+            # What is decided has the grace period to get on record.
+            if handling.retry is not None and not handling.isDecided:
                 self._abandon(handling)
         if self._running:
             _log.info("waiting for {count} handlers", count=len(self._running))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable, Unreadable
+from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable, StillUnanswered, Unreadable
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
 
 
@@ -216,6 +216,8 @@ def decodeOutcome(message: DownstreamMessage, stored: bytes) -> Outcome:
         error = Nacked(value.code, message.message_id or "", value.registration_id)
     elif value.error == "Expired":
         error = Expired(value.text, value.registration_id)
+    elif value.error == "StillUnanswered":
+        error = StillUnanswered()
     elif value.error == "NotSendable":
         error = NotSendable(value.code, value.text)
     elif value.error == "AckTimedOut":

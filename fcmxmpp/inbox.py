@@ -13,7 +13,7 @@ died, and what C{fcmxmpp inbox retry} put back.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -25,12 +25,14 @@ from fcmxmpp.delivery import STORE_DELAY, UpstreamDelivery
 from fcmxmpp.entries import InboxEntry, UnreadableEntry
 from fcmxmpp.errors import FCMError, MalformedPayload, QueueFull, Stopped, StoreUnavailable
 from fcmxmpp.interfaces import IInbox, IResponsible
+from fcmxmpp.lanes import Lanes
 from fcmxmpp.messages import Receipt, UpstreamMessage
 
 
 __all__ = ["InboxDelivery"]
 
 _log = Logger()
+_T = TypeVar("_T")
 
 #: How many messages of the inbox are in memory, and may be handled at once.
 AT_ONCE = 1000
@@ -63,7 +65,13 @@ class InboxDelivery:
         # work again, each with what will try it again.
         self._commits = 0
         self._waiting: dict[Deferred[None], IDelayedCall] = {}
+        # Where devices have an order: what is committed one at a time, and
+        # whether somebody is already giving those their turn for whom it has
+        # come.
+        self._lanes: Lanes[Deferred[None]] = Lanes()
+        self._advancing = False
         self._toldTooMany: float | None = None
+        self._toldNotOpen = False
         # What has been committed and is about to be handled: its ACK first.
         self._fresh: deque[InboxEntry | UnreadableEntry] = deque()
         self._turn: IDelayedCall | None = None
@@ -98,7 +106,8 @@ class InboxDelivery:
             self._logTooMany()
             return fail(QueueFull("too many messages wait for the store"))
         self._commits += 1
-        return self._commit(message)
+        lane = self._delivery.laneOf(message)
+        return self._commit(message) if lane is None else self._commitInTurn(message, lane)
 
     def _logTooMany(self) -> None:
         """
@@ -112,10 +121,47 @@ class InboxDelivery:
                 count=self._commits,
             )
 
+    def _commitInTurn(self, message: UpstreamMessage | Receipt, lane: str) -> Deferred[None]:
+        """
+        Have a message committed once those that came before it, of the same
+        device, are: a commit that fails must not let the next one overtake it.
+        """
+        turn: Deferred[None] = Deferred()
+        turn.addCallback(lambda _: self._commit(message))
+        turn.addBoth(self._leaveLane, lane, turn)
+        self._lanes.enter(lane, turn)
+        self._advance()
+        return turn
+
+    def _leaveLane(self, result: _T, lane: str, turn: Deferred[None]) -> _T:
+        """
+        A message is out of the way of those behind it.
+        """
+        self._lanes.leave(lane, turn)
+        self._advance()
+        return result
+
+    def _advance(self) -> None:
+        """
+        Have those committed whose turn has come.
+        """
+        if self._advancing:
+            # A loop, and not a call within the other: there may be thousands.
+            return
+        self._advancing = True
+        try:
+            while (turn := self._lanes.next()) is not None:
+                turn.callback(None)
+        finally:
+            self._advancing = False
+
     def _commit(self, message: UpstreamMessage | Receipt) -> Deferred[None]:
         """
         Have a message committed.
         """
+        if not self._running:
+            self._commits -= 1
+            return fail(_notStored())
         added: Deferred[Any] = self._inbox.add(message)
         return added.addCallbacks(
             self._added, self._notAdded, callbackArgs=(message,), errbackArgs=(message,)
@@ -254,6 +300,11 @@ class InboxDelivery:
         if failure.check(FCMError) is None:
             _log.failure("reading the inbox failed", failure)
         if self._running:
+            if failure.check(Stopped) is not None and not self._toldNotOpen:
+                # A mistake of whoever put the services together, and then the
+                # store says nothing.
+                self._toldNotOpen = True
+                _log.error("the inbox cannot be read: {reason}", reason=str(failure.value))
             self._poll = self._clock.callLater(STORE_DELAY, self._load)
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -552,7 +553,7 @@ class StoredSender:
             return fail(Failure())
         self._commits.add(message_id)
         result: Deferred[Ack | Stored] = Deferred()
-        self._outbox.add(message).addCallbacks(
+        self._outbox.add(_ownCopy(message)).addCallbacks(
             self._committed,
             self._notCommitted,
             callbackArgs=(message_id, result),
@@ -806,9 +807,10 @@ class StoredSender:
             self.successes += 1
         else:
             self.failures += 1
-        self._tell(number, result)
+        # First, because whoever is told may have reports end, and others read.
         if self._reports is not None:
             self._reports.add(number, outcome)
+        self._tell(number, result)
         self._loadIfRoom()
 
     def _tell(self, number: int, result: Ack | FCMError) -> None:
@@ -850,6 +852,17 @@ class StoredSender:
         self._work.end()
         for number in list(self._tickets):
             self._tell(number, _stopped())
+
+
+def _ownCopy(message: DownstreamMessage) -> DownstreamMessage:
+    """
+    A message whose dictionaries are nobody else's: it waits here long after
+    C{send} has fired, and the application may use its own again then.
+    """
+    notification = message.notification
+    if notification is not None and isinstance(notification.sound, dict):
+        notification = structs.replace(notification, sound=dict(notification.sound))
+    return structs.replace(message, data=dict(message.data), notification=notification)
 
 
 def _stopped() -> Stopped:

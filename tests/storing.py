@@ -42,16 +42,19 @@ class Unruly:
 
         def call(*arguments: Any) -> Deferred[Any]:
             self.calls.append(name)
-            if self.broken:
-                return fail(StoreUnavailable("the disk is full: make room"))
             if not self.held:
-                done: Deferred[Any] = method(*arguments)
-                return done
+                return self._try(method, arguments)
             result: Deferred[Any] = Deferred()
-            self._waiting.append(lambda: method(*arguments).addBoth(result.callback))
+            self._waiting.append(lambda: self._try(method, arguments).addBoth(result.callback))
             return result
 
         return call
+
+    def _try(self, method: Callable[..., Deferred[Any]], arguments: tuple[Any, ...]) -> Deferred[Any]:
+        """
+        Do something, if that works.
+        """
+        return fail(StoreUnavailable("the disk is full: make room")) if self.broken else method(*arguments)
 
     def release(self, most: int | None = None) -> None:
         """

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogEvent, capturedLogs, eventAsJSON, eventAsText
@@ -514,6 +514,40 @@ class StopTests(AppServerCase):
         harness.network.advance(2**-10)
         self.failureResultOf(late, Stopped)
         self.successResultOf(stopped)
+
+    def test_twice(self) -> None:
+        """
+        One that is stopped again while it stops goes on as it was, and both
+        wait for its end; so does the stop if somebody no longer waits for it.
+        """
+        harness = self.makeAppServer(RecordingHandler(), grace=10)
+        sent = harness.appServer.send(DownstreamMessage(to="tok-A", message_id="m-1"))
+        cancelled, *others = [harness.appServer.stopService() for _ in range(3)]
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        harness.network.advance(9)
+        for stopped in others:
+            self.assertNoResult(stopped)
+        harness.script.deliver(Ack(message_id="m-1"))
+        harness.network.pump()
+        self.assertEqual("m-1", self.successResultOf(sent).message_id)
+        for stopped in [*others, harness.appServer.stopService()]:
+            self.assertIsNone(self.successResultOf(stopped))
+        self.assertEqual((0, []), (harness.network.connections, harness.clock.getDelayedCalls()))
+
+    def test_waitsForItself(self) -> None:
+        """
+        A handler that waits for the end of the service that waits for it gets
+        its grace, and does not keep the service from ending.
+        """
+        pair = connectedPair(RecordingHandler(lambda _: pair.appServer.stopService()), grace=3)
+        pair.device.send("m-1", {})
+        pair.advance(1)
+        stopped = pair.appServer.stopService()
+        self.assertNoResult(stopped)
+        pair.advance(5)
+        self.successResultOf(stopped)
+        self.assertEqual((0, []), (pair.network.connections, pair.clock.getDelayedCalls()))
 
     def test_withoutAConnection(self) -> None:
         """

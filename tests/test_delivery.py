@@ -849,6 +849,24 @@ class TimeoutTests(DeliveryCase):
         self.assertEqual([(10.0 + n, f"m-{n}{ab}") for n in range(5) for ab in "ab"], timedOut)
         self.assertEqual([], harness.clock.getDelayedCalls())
 
+    def test_clockSetBack(self) -> None:
+        """
+        When the clock is set back, the handlers that are called after that
+        time out as they should, and those that were called before no later.
+        """
+        harness = self.makeDelivery(lambda _: Deferred(), handlerTimeout=5, handlerTries=1)
+        harness.clock.advance(10_000)
+        harness.take(upstream("m-1"))
+        harness.clock.rightNow -= 3600
+        harness.take(upstream("m-2"))
+        harness.clock.advance(4)
+        harness.take(upstream("m-3"))
+        harness.clock.advance(1)
+        self.assertEqual(["m-1", "m-2"], harness.acknowledged)
+        harness.clock.advance(4)
+        self.assertEqual(["m-1", "m-2", "m-3"], harness.acknowledged)
+        self.flushLoggedErrors(HandlerFailed)
+
     def test_answeredInTime(self) -> None:
         """
         A handler that has answered is not given up later, and its neighbour

@@ -9,7 +9,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.entries import DeadLetter, Outcome, decodeOutcome, encodeOutcome
-from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable
+from fcmxmpp.errors import AckTimedOut, Expired, FCMError, Nacked, NotSendable, StillUnanswered
 from fcmxmpp.messages import Ack, DownstreamMessage
 
 
@@ -40,6 +40,7 @@ class OutcomeTests(SynchronousTestCase):
             Expired("the time_to_live ran out", "NEWER"),
             AckTimedOut("no answer"),
             NotSendable("data", "must be smaller: much"),
+            StillUnanswered(),
         ]
         for error in errors:
             outcome = Outcome(message=MESSAGE, error=error, tries=3, at=1.5)

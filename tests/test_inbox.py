@@ -27,7 +27,7 @@ from zope.interface.verify import verifyObject
 from fcmxmpp import inbox as inboxModule
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
-from fcmxmpp.delivery import STORE_DELAY, Policy, UpstreamDelivery
+from fcmxmpp.delivery import MAX_HANDLED, STORE_DELAY, Policy, UpstreamDelivery
 from fcmxmpp.errors import HandlerFailed, HandlerUnavailable, MalformedPayload, QueueFull, Stopped
 from fcmxmpp.inbox import POLL, InboxDelivery
 from fcmxmpp.interfaces import (
@@ -61,6 +61,7 @@ class Process:
         store: MemoryStore,
         answer: Callable[[Any], Any],
         atOnce: int = 1000,
+        limit: int = MAX_HANDLED,
         **policy: Any,
     ) -> None:
         self.clock = Clock() if clock is None else clock
@@ -69,7 +70,7 @@ class Process:
         self.observer = RecordingObserver()
         policy.setdefault("ack", "stored")
         self.delivery = UpstreamDelivery(
-            self.handler, Policy(**policy), clock, lambda: 0.0, self.observer.observed, inbox=self.inbox
+            self.handler, Policy(**policy), clock, lambda: 0.0, self.observer.observed, limit, self.inbox
         )
         self.fromInbox = InboxDelivery(self.inbox, self.delivery, clock, atOnce)
         self.responsible: Any = self.fromInbox if policy["ack"] == "stored" else self.delivery
@@ -159,6 +160,15 @@ class InboxCase(SynchronousTestCase):
         process.inbox.held = True
         process.inbox.drop()
         return process
+
+    @contextmanager
+    def instead(self, name: str, method: Callable[..., Any]) -> Iterator[None]:
+        """
+        Have the store do something else.
+        """
+        patch = self.patch(self.store.inbox, name, method)
+        yield
+        patch.restore()
 
     @property
     def waiting(self) -> list[str]:
@@ -484,6 +494,42 @@ class OutageTests(InboxCase):
         self.clock.advance(0)
         self.assertEqual((["m-1"], ["m-1"]), (process.acks, process.handler.ids))
 
+    def test_keepsOrder(self) -> None:
+        """
+        With C{ordered} no message overtakes one of the same device whose
+        commit has failed: neither one that was waiting to be committed, nor
+        one that comes when the store works again.  Other devices do not wait.
+        """
+        process = self.make(ordered=True)
+        process.inbox.held = True
+        process.take(upstream("a-1"), upstream("a-2"), upstream("b-1", "tok-B"))
+        process.inbox.broken = True
+        process.inbox.release(1)
+        process.inbox.broken = False
+        process.inbox.release()
+        self.clock.advance(0)
+        process.take(upstream("a-3"))
+        self.assertEqual((["b-1"], ["b-1"]), (process.acks, process.handler.ids))
+        self.clock.advance(STORE_DELAY)
+        self.clock.advance(0)
+        self.assertEqual(["b-1", "a-1", "a-2", "a-3"], process.handler.ids)
+        self.assertCountEqual(process.handler.ids, process.acks)
+
+    def test_manyInOrder(self) -> None:
+        """
+        However many of one device wait for the store, they are committed when
+        it works again.
+        """
+        process = self.make(ordered=True)
+        process.inbox.broken = True
+        ids = [f"m-{n}" for n in range(1100)]
+        process.take(*(upstream(message_id) for message_id in ids))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        for _ in range(10):
+            self.clock.advance(0)
+        self.assertEqual((ids, 0), (process.handler.ids, len(process.fromInbox._lanes)))
+
     def test_notRecorded(self) -> None:
         """
         What was handled and cannot be recorded is recorded later, and not
@@ -533,6 +579,19 @@ class OutageTests(InboxCase):
         self.assertEqual(["m-1"], process.handler.ids)
         self.assertStops(process)
 
+    def test_notOpen(self) -> None:
+        """
+        That nobody has started the store is said, once.
+        """
+        with self.instead("load", lambda *a: _failed(Stopped("the store is not open"))):
+            with capturedLogs() as events:
+                self.make()
+                self.clock.pump([STORE_DELAY] * 5)
+            self.assertEqual(
+                [(LogLevel.error, "the inbox cannot be read: the store is not open")],
+                [(event["log_level"], event["log_format"].format(**event)) for event in events],
+            )
+
     def test_tooMuch(self) -> None:
         """
         What a connection server sends beyond all windows while nothing can be
@@ -547,15 +606,6 @@ class OutageTests(InboxCase):
         process.inbox.broken = False
         self.clock.advance(STORE_DELAY)
         self.assertEqual(["m-0", "m-1"], process.acks)
-
-    @contextmanager
-    def instead(self, name: str, method: Callable[..., Any]) -> Iterator[None]:
-        """
-        Have the store do something else.
-        """
-        patch = self.patch(self.store.inbox, name, method)
-        yield
-        patch.restore()
 
     def test_bug(self) -> None:
         """
@@ -613,6 +663,30 @@ class StopTests(InboxCase):
         self.assertEqual(["m-1", "m-2"], process.handler.ids)
         self.assertEqual([], self.store.inbox.deadLetters)
 
+    def test_failing(self) -> None:
+        """
+        A try that fails during the stop counts, and is not said to be followed
+        by another one.
+        """
+        answer: Deferred[None] = Deferred()
+        process = self.make(lambda message: answer)
+        process.take(upstream("m-1"))
+        stopped = process.stop(5)
+        with capturedLogs() as events:
+            answer.errback(HandlerFailed("no"))
+        self.successResultOf(stopped)
+        self.assertEqual(
+            ["the handler failed on 'm-1': no; no more tries before the stop"],
+            [
+                event["log_format"].format(**event)
+                for event in events
+                if event["log_namespace"] == "fcmxmpp.attempts"
+            ],
+        )
+        self.assertEqual([None], [event.retryIn for event in process.observer.of(HandlingFailed)])
+        (entry,) = self.successResultOf(self.store.inbox.load(0, 10))
+        self.assertEqual(1, entry.tries)
+
     def test_afterIt(self) -> None:
         """
         Nothing is taken any more; and nothing before the start.
@@ -628,16 +702,63 @@ class StopTests(InboxCase):
 
     def test_outage(self) -> None:
         """
-        What waits for a broken store does not keep the process from stopping;
-        it is not acknowledged.
+        What waits for a broken store is not acknowledged; what was handled and
+        cannot be recorded keeps the process from stopping for its grace, and no
+        longer.
         """
         process = self.make(lambda message: setattr(process.inbox, "broken", True))
         process.take(upstream("m-1"))
         process.take(upstream("m-2"))
-        self.successResultOf(process.stop(10))
+        stopped = process.stop(10)
         self.assertEqual([("m-2", "Stopped")], process.refused)
+        self.clock.pump([1] * 9)
+        self.assertNoResult(stopped)
+        self.clock.advance(1)
+        self.successResultOf(stopped)
         self.assertEqual(["m-1"], self.waiting)
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_recovery(self) -> None:
+        """
+        What was handled, or put aside, and could not be recorded is recorded
+        if the store works again in time: the next process does not handle it
+        again.
+        """
+
+        def answer(message: UpstreamMessage) -> None:
+            process.inbox.broken = True
+            if message.message_id == "m-2":
+                raise ValueError
+
+        for ack in ("stored", "handled"):
+            process = self.make(answer, ack=ack, handlerTries=1)
+            process.take(upstream("m-1", f"tok-{ack}"))
+            process.inbox.broken = False
+            process.take(upstream("m-2", f"tok-{ack}"))
+            stopped = process.stop(10)
+            self.clock.advance(STORE_DELAY)
+            self.assertNoResult(stopped)
+            process.inbox.broken = False
+            self.clock.advance(STORE_DELAY)
+            self.clock.advance(0)
+            self.successResultOf(stopped)
+            self.assertEqual((["m-1", "m-2"], [], []), (process.acks, process.refused, self.waiting))
+            letters = [(letter.message_id, letter.from_) for letter in self.store.inbox.deadLetters]
+            self.assertEqual([("m-2", f"tok-{ack}")], letters[-1:])
+
+    def test_inOrder(self) -> None:
+        """
+        With C{ordered} what waits for a commit that is under way is not
+        committed after the stop.
+        """
+        process = self.make(ordered=True)
+        process.inbox.held = True
+        process.take(upstream("m-1"), upstream("m-2"))
+        self.successResultOf(process.stop(10))
+        process.inbox.release()
+        self.clock.advance(0)
+        self.assertEqual((["m-1"], [("m-2", "Stopped")]), (process.acks, process.refused))
+        self.assertEqual((["m-1"], 0), (self.waiting, process.fromInbox._commits))
 
     def test_commitUnderWay(self) -> None:
         """
@@ -683,6 +804,29 @@ class StopTests(InboxCase):
         process.inbox.release()
         self.assertEqual([("m-1", "Stopped"), ("m-2", "Stopped")], process.refused)
         self.assertEqual([], process.handler.ids)
+
+    def test_triedAgain(self) -> None:
+        """
+        What had failed and is just being tried again, be it a look-up, a
+        record or a dead letter, does not keep the process from stopping in
+        order.
+        """
+        for calls in (1, 2):
+            for answer in (lambda message: None, lambda message: 1 / 0):
+                process = self.make(answer, ack="handled", handlerTries=1)
+                process.inbox.held = True
+                process.take(upstream("m-1"))
+                process.inbox.release(calls - 1)
+                process.inbox.broken = True
+                process.inbox.release(1)
+                process.inbox.broken = False
+                self.clock.advance(STORE_DELAY)
+                stopped = process.stop(5)
+                self.clock.advance(5)
+                self.successResultOf(stopped)
+                self.assertEqual([("m-1", "Stopped")], process.refused)
+                process.inbox.drop()
+                self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_recordUnderWay(self) -> None:
         """
@@ -809,6 +953,89 @@ class HandledTests(InboxCase):
         self.assertEqual(
             ("m-1", "stopped before the message was handled"), (letter.message_id, letter.reason)
         )
+
+    def stopAt(self, process: Process) -> list[str]:
+        """
+        Stop a process without grace, and then have the store do what waits.
+
+        @return: what it said.
+        """
+        with capturedLogs() as events:
+            stopped = process.stop(0)
+            self.clock.advance(0)
+            process.inbox.release()
+            self.successResultOf(stopped)
+        return [event["log_format"].format(**event) for event in events if "kept" in event]
+
+    def test_receivedAndRecorded(self) -> None:
+        """
+        Under C{received} the stop makes no dead letter of what was handled and
+        is not on record yet.
+        """
+        process = self.make(ack="received")
+        process.inbox.held = True
+        process.take(upstream("m-1"))
+        process.inbox.release(1)
+        self.assertEqual(["m-1"], process.handler.ids)
+        self.assertEqual([], self.stopAt(process))
+        self.assertEqual(([], 0), (self.store.inbox.deadLetters, process.delivery.deadLetters))
+
+    def test_receivedAndPutAside(self) -> None:
+        """
+        Under C{received} what is being put aside at the stop is one dead
+        letter, with the reason that it has.
+        """
+        process = self.make(lambda message: 1 / 0, ack="received", handlerTries=1)
+        process.inbox.held = True
+        process.take(upstream("m-1"))
+        process.inbox.release(1)
+        reason = "the handler failed 1 times, last: builtins.ZeroDivisionError"
+        self.assertEqual([f"dead letter 'm-1': {reason}; kept in the store"], self.stopAt(process))
+        (letter,) = self.store.inbox.deadLetters
+        self.assertEqual((reason, 1), (letter.reason, process.delivery.deadLetters))
+
+    def test_receivedAndLost(self) -> None:
+        """
+        Under C{received} nothing says that the store has what it could not
+        take.
+        """
+        process = self.make(never, ack="received")
+        process.take(upstream("m-1"))
+        process.inbox.broken = True
+        reason = "stopped before the message was handled"
+        self.assertEqual([f"dead letter 'm-1': {reason}"], self.stopAt(process))
+        self.assertEqual(([], 1), (self.store.inbox.deadLetters, process.delivery.deadLetters))
+
+    def test_notPutAsideYet(self) -> None:
+        """
+        What failed for good is not acknowledged before it is a dead letter in
+        the store, though it comes again after the end of its tries.
+        """
+        process = self.make(lambda message: 1 / 0, ack="handled", handlerTries=1)
+        with self.instead("putAside", lambda letter: _failed(Stopped("the store is not open"))):
+            process.take(upstream("m-1"))
+        process.inbox.broken = True
+        process.take(upstream("m-1"))
+        self.assertEqual(([], [("m-1", "Stopped")]), (process.acks, process.refused))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        self.assertEqual(
+            (["m-1"], ["m-1"]), (process.acks, [each.message_id for each in self.store.inbox.deadLetters])
+        )
+
+    def test_malformedLimit(self) -> None:
+        """
+        What cannot be decoded takes up places, too, while it waits for the
+        store.
+        """
+        process = self.make(ack="handled", limit=2)
+        process.inbox.broken = True
+        for message_id in ("m-1", "m-2", "m-3"):
+            process.takeMalformed(message_id, "x")
+        self.assertEqual(([], [("m-3", "QueueFull")]), (process.acks, process.refused))
+        process.inbox.broken = False
+        self.clock.advance(STORE_DELAY)
+        self.assertEqual(["m-1", "m-2"], process.acks)
 
 
 class AppServerTests(SynchronousTestCase):

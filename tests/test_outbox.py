@@ -20,7 +20,7 @@ from fcmxmpp.errors import (
     StoreUnavailable,
 )
 from fcmxmpp.interfaces import IDownstreamSender, Stored
-from fcmxmpp.messages import Ack
+from fcmxmpp.messages import Ack, Notification
 from fcmxmpp.outbox import MAX_COMMITS, POLL, RESCAN
 from tests.downstream import to
 from tests.outbox import OutboxCase
@@ -355,6 +355,20 @@ class OrderTests(OutboxCase):
         life.clock.advance(10)
         self.assertEqual(["1"], life.sent())
         self.assertEnds(life)
+
+    def test_changedAfterwards(self) -> None:
+        """
+        Once it is in the outbox a message is sent as it is there, whatever its
+        application does with the dictionaries that it was made of.
+        """
+        life = self.makeLife(links=0)
+        data, sound = {"op": "ping"}, {"name": "bell"}
+        life.entrust(to("m-1", data=data, notification=Notification(sound=sound)))
+        data["op"] = sound["name"] = "pong"
+        life.connect()
+        (message,) = life.messages()
+        assert message.notification is not None
+        self.assertEqual(({"op": "ping"}, {"name": "bell"}), (message.data, message.notification.sound))
 
     def test_reentrant(self) -> None:
         """

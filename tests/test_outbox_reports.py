@@ -234,6 +234,27 @@ class ReportTests(OutboxCase):
         self.assertEqual([], self.unreported())
         self.assertEnds(life)
 
+    def test_answeredMeanwhile(self) -> None:
+        """
+        Whoever is told of an outcome may answer a report that hangs, so that
+        the outbox is read: no outcome is reported twice for that.
+        """
+        life = self.makeLife(atOnce=2)
+        hanging = [Deferred[None](), Deferred[None]()]
+        answers = iter([*hanging, None, None])
+        self.outcomes.answer = lambda outcome: next(answers)
+        life.entrust(to("m-1"), to("m-2"))
+        life.ack("m-1", "m-2")
+        life.entrust(to("m-3"), to("m-4"))
+        stored = life.taken["m-4"]
+        assert isinstance(stored, Stored)
+        stored.whenSettled().addCallback(lambda _: [each.callback(None) for each in hanging])
+        life.ack("m-3", "m-4")
+        self.assertEqual(
+            ["m-1", "m-2", "m-3", "m-4"], sorted(message_id for message_id, _ in self.outcomes.told)
+        )
+        self.assertEqual([], self.unreported())
+
     def test_bug(self) -> None:
         """
         An outbox that breaks its promises is logged, and what it was to do is

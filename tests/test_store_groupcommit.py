@@ -376,6 +376,28 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual(up, said())
         self.assertEqual([], said(REMIND))
 
+    def test_readsWhileFull(self) -> None:
+        """
+        A store that can be read and not be written to does not work: that is
+        said once, whatever is read meanwhile, until something is written.
+        """
+
+        def full(connection: sqlite3.Connection, asked: Sequence[Any]) -> list[Any]:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        self.start()
+        self.commits.do(self.insert, 1)
+        self.reactor.turn()
+        with capturedLogs() as events:
+            for work in (full, self.select, full, self.select):
+                result = self.commits.do(work, None)
+                self.reactor.turn()
+                result.addErrback(lambda failure: failure.trap(StoreUnavailable))
+            self.assertEqual([LogLevel.error], [event["log_level"] for event in events])
+            self.commits.do(self.insert, 2)
+            self.reactor.turn()
+        self.assertEqual([LogLevel.error, LogLevel.info], [event["log_level"] for event in events])
+
     def test_cancel(self) -> None:
         """
         Whoever does not want to know the result any more does not keep the

@@ -174,8 +174,11 @@ class GroupCommit:
             try:
                 if connection is None:
                     connection = self._connect()
+                before = connection.total_changes
                 results = _transact(connection, batch)
             except Exception:
+                # Whatever it is, a bug of ours included: those who wait have to
+                # be told, and a thread that has ended does nothing for anybody.
                 failure = Failure()
                 if connection is not None and not _undo(connection):
                     # What is broken is opened anew.
@@ -183,7 +186,8 @@ class GroupCommit:
                     connection = None
                 self._reactor.callFromThread(self._failed, batch, failure)
             else:
-                self._reactor.callFromThread(self._done, batch, results)
+                hasWritten = connection.total_changes > before
+                self._reactor.callFromThread(self._done, batch, results, hasWritten)
         if connection is not None:
             connection.close()
         self._reactor.callFromThread(self._hasEnded)
@@ -206,12 +210,13 @@ class GroupCommit:
 
     # In the reactor's thread.
 
-    def _done(self, batch: list[_Job], results: list[Any]) -> None:
+    def _done(self, batch: list[_Job], results: list[Any], hasWritten: bool) -> None:
         """
         A transaction has been committed.
         """
         self.commits += 1
-        if self._told is not None:
+        # One on a full disk can be read, and does not work for that.
+        if self._told is not None and hasWritten:
             self._told = None
             _log.info("the store {name} works again", name=self._name)
         for job, result in zip(batch, results, strict=True):
