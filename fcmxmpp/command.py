@@ -8,7 +8,6 @@ options, 130 for Ctrl-C.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -45,8 +44,17 @@ LIMIT = 100
 _TEXTS = ("MESSAGE_ID", "FROM", "TO", "REASON")
 #: From how many messages on it is worth a progress bar.
 MANY = 1000
+#: 9999-12-31 00:00 UTC: a day before the last, for all time zones.
+_LAST = 253_402_214_400.0
 
 # What is written.
+
+
+def _when(seconds: float, zone: timezone | None = None) -> datetime:
+    """
+    A time that a store has.  A damaged one may have what no calendar has.
+    """
+    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), zone)
 
 
 def _iso(seconds: float | None) -> str | None:
@@ -55,7 +63,7 @@ def _iso(seconds: float | None) -> str | None:
     """
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return _when(seconds, timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _local(seconds: float | None, now: float) -> str:
@@ -64,8 +72,8 @@ def _local(seconds: float | None, now: float) -> str:
     """
     if seconds is None:
         return ""
-    when = datetime.fromtimestamp(seconds)
-    return when.strftime("%m-%d %H:%M" if when.year == datetime.fromtimestamp(now).year else "%Y-%m-%d")
+    when = _when(seconds)
+    return when.strftime("%m-%d %H:%M" if when.year == _when(now).year else "%Y-%m-%d")
 
 
 def _record(box: Box, entry: Entry, withBody: bool) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def _record(box: Box, entry: Entry, withBody: bool) -> dict[str, Any]:
     if entry.outcome is not None:
         record["outcome"] = json.loads(entry.outcome)
         # It is what "settled" says.
-        del record["outcome"]["at"]
+        record["outcome"].pop("at", None)
     wrong = browse.malformed(box, entry.body)
     if wrong is None:
         record["message"] = json.loads(entry.body)
@@ -157,22 +165,20 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """
-        Run it.  Everything that can be wrong with the world is one line.
+        Run it.
         """
         # Where not every character can be written, better its number than a traceback.
         cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         try:
-            result = super().invoke(ctx)
+            try:
+                result = super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit):
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
         except (KeyboardInterrupt, click.Abort):
             # Also Ctrl-C, or the end of the input, where a question was asked.
             ctx.exit(130)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                # "| head" has seen enough; click ends quietly.
-                raise
-            where = f": {error.filename}" if error.filename else ""
-            raise click.ClickException(f"{error.strerror or error}{where}") from None
         return result
 
 
@@ -191,7 +197,7 @@ def _opened(description: str | None) -> Iterator[tuple[sqlite3.Connection, str]]
         with closing(browse.openStore(path)) as connection:
             yield connection, path
     except (sqlite3.Error, StoreUnavailable) as error:
-        raise click.ClickException(f"cannot use the store {path}: {explain(error)}") from None
+        raise click.ClickException(printable(f"cannot use the store {path}: {explain(error)}")) from None
 
 
 # Which messages.
@@ -464,8 +470,11 @@ def _export(
             raise click.ClickException("that is the store itself: name another file")
         if os.path.exists(output) and not os.path.isfile(output):
             raise click.ClickException(f"not a file: {output}")
-        with _replacing(output) as file:
-            _exportTo(file, box, found, total)
+        try:
+            with _replacing(output) as file:
+                _exportTo(file, box, found, total)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {output}: {error.strerror or error}") from None
     _complain(f"{_many(total, 'message')} in {output}")
 
 
@@ -747,7 +756,20 @@ def main() -> None:
     """
     What the console script C{fcmxmpp} runs.
     """
-    program.main(prog_name="fcmxmpp")
+    # Whoever has closed these has no questions, and wants no answers.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        _complain("Error: standard output is closed: send it to a file, or to /dev/null")
+        sys.exit(1)
+    try:
+        program.main(prog_name="fcmxmpp")
+    except OSError as error:
+        # All else has been dealt with. click has done so where "| head" has seen enough.
+        _complain(f"Error: standard output: {error.strerror or error}")
+        # What is left to be written is not to be tried again at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 import shlex
 import stat
 import time
+from contextlib import closing
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -20,7 +21,7 @@ from fcmxmpp import __version__
 from fcmxmpp.command import program
 from fcmxmpp.errors import Expired, Nacked
 from fcmxmpp.messages import DownstreamMessage
-from fcmxmpp.store import browse
+from fcmxmpp.store import browse, sqlite
 from fcmxmpp.store.database import lock
 from fcmxmpp.store.sqlite import SQLiteStore
 from tests.checkout import CHECKOUT
@@ -121,6 +122,10 @@ class StoreTests(SynchronousTestCase):
             self.refused(f"inbox list --store sqlite:{path}"),
         )
         self.assertFalse(os.path.exists(path))
+        # Still one line, whatever the name is.
+        self.assertIn(
+            "nowhere\\n\\u001b[2J:", self.refused("inbox list", FCM_STORE="sqlite:nowhere\n\x1b[2J")
+        )
 
     def test_damaged(self) -> None:
         """
@@ -352,6 +357,86 @@ class ShowTests(CommandTestCase):
         )
         self.assertEqual(2, result.exit_code)
         self.assertIn("it is not UTF-8", result.stderr)
+
+
+class OddTests(CommandTestCase):
+    """
+    What no service writes, but a damaged file may have, or one in which
+    somebody has mended something by hand.
+    """
+
+    def odd(self, table: str, **values: object) -> None:
+        """
+        Change all rows of a table.
+        """
+        columns = ", ".join(f"{name} = ?" for name in values)
+        with closing(self.store.connect()) as connection:
+            connection.execute(f"UPDATE {table} SET {columns}", tuple(values.values()))
+
+    def test_texts(self) -> None:
+        """
+        A text that is not UTF-8, or of another type, is shown as well as it
+        can be, and can be exported and dropped.
+        """
+        self.store.dead("m-1")
+        bad = b"m-\xff"
+        self.odd("inbox", message_id=bad, from_=b"tok-\x00", reason=bad)
+        shown = {"message_id": "m-\ufffd", "from": "tok-\0", "reason": "m-\ufffd"}
+        for line in ("list --json", "show --json 1", "export"):
+            (entry,) = self.objects(f"inbox {line}")
+            self.assertEqual(shown, {name: entry[name] for name in shown}, line)
+        self.assertIn("m-\ufffd", self.run_("inbox list"))
+        self.assertEqual("1 message dropped\n", self.run_("inbox drop 1"))
+
+    def test_body(self) -> None:
+        """
+        A message that was mended by hand can be handled again, although the
+        C{sqlite3} program writes a text where we write bytes.
+        """
+        self.store.dead("m-1")
+        (entry,) = self.objects("inbox show --json 1")
+        self.odd("inbox", body=json.dumps(entry["message"] | {"category": "mended"}))
+        (entry,) = self.objects("inbox show --json 1")
+        self.assertEqual("mended", entry["message"]["category"])
+        self.assertEqual("1 message retried\n", self.run_("inbox retry 1"))
+        with closing(self.store.connect()) as connection:
+            ((loaded,),) = sqlite._loadInbox(connection, [(0, 10)])
+        self.assertEqual("mended", getattr(loaded.message, "category", None))
+
+    def test_times(self) -> None:
+        """
+        A time that no calendar has is the last or the first that one has.
+        """
+        self.store.dead("m-1")
+        for arrived, put_aside in ((1e300, -1e300), (float("inf"), "never")):
+            self.odd("inbox", arrived=arrived, put_aside=put_aside, tries="many")
+            (entry,) = self.objects("inbox list --json")
+            self.assertEqual(
+                ("9999-12-31T00:00:00.000Z", "1970-01-01T00:00:00.000Z", 0),
+                (entry["arrived"], entry["put_aside"], entry["tries"]),
+            )
+            self.assertIn("9999-12-3", self.run_("inbox list"))
+
+    def test_outcome(self) -> None:
+        """
+        A message whose outcome cannot be read has failed, and is dropped or
+        retried like others.
+        """
+        self.store.settled("d-1", Expired("over"))
+        for outcome in (b"", b"{", b"[]", b"\xff", "1", b'{"error"\xff:1}'):
+            self.odd("outbox", outcome=outcome)
+            (entry,) = self.objects("outbox list --json --reason unreadable")
+            self.assertEqual(
+                ("failed", 0, "unreadable outcome"), (entry["state"], entry["tries"], entry["reason"])
+            )
+            self.assertEqual("d-1", self.objects("outbox export")[0]["message_id"])
+        self.odd("outbox", outcome=b'{"error":"Expired","text":"\xff","tries":[]}')
+        (entry,) = self.objects("outbox show --json 1")
+        self.assertEqual(
+            ("Expired: \ufffd", "\ufffd", 0), (entry["reason"], entry["outcome"]["text"], entry["tries"])
+        )
+        self.assertEqual("1 message retried\n", self.run_("outbox retry 1"))
+        self.assertEqual([(2, "d-1", "waiting")], self.outbox())
 
 
 class RetryTests(CommandTestCase):
@@ -598,7 +683,8 @@ class ExportTests(CommandTestCase):
 
         self.patch(os, "fsync", full)
         before = sorted(os.listdir(self.directory))
-        self.run_(f"inbox export --output {self.output}", 1, "Error: No space left on device\n")
+        err = f"Error: cannot write {self.output}: No space left on device\n"
+        self.run_(f"inbox export --output {self.output}", 1, err)
         with open(self.output) as file:
             self.assertEqual("old", file.read())
         self.assertEqual(before, sorted(os.listdir(self.directory)))
@@ -612,9 +698,9 @@ class ExportTests(CommandTestCase):
         for suffix in ("", "-wal", ".lock"):
             err = "Error: that is the store itself: name another file\n"
             self.run_(f"inbox export --output {self.store.path}{suffix}", 1, err)
-        result = run(self.store, f"inbox export --output {self.directory}/nowhere/file")
-        self.assertEqual(1, result.exit_code)
-        self.assertRegex(result.stderr, "^Error: No such file or directory: .*\n$")
+        output = f"{self.directory}/nowhere/file"
+        err = f"Error: cannot write {output}: No such file or directory\n"
+        self.run_(f"inbox export --output {output}", 1, err)
 
 
 class RunningTests(TestCase):

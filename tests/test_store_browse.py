@@ -4,7 +4,9 @@ Tests for L{fcmxmpp.store.browse}.
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
 import sqlite3
 from contextlib import closing
 
@@ -361,12 +363,50 @@ class OpenTests(SynchronousTestCase):
         with open(path, "w") as file:
             file.write("something else" * 100)
         self.assertIn("is no database", self.refused(path))
-        self.assertIn("cannot be opened", self.refused(os.path.dirname(path)))
+        for notAFile in (os.path.dirname(path), os.devnull):
+            self.assertEqual("that is no file: name another one", self.refused(notAFile))
         os.unlink(path)
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("CREATE TABLE t (a)")
         self.assertIn("of another program", self.refused(path))
         self.assertFalse(os.path.exists(path + ".lock"))
+
+    def test_noWayThere(self) -> None:
+        """
+        A path that cannot be followed is not said to lead nowhere.
+        """
+        path = self.path + "2"
+        os.symlink(path, path)
+        self.assertEqual("it cannot be opened: Too many levels of symbolic links", self.refused(path))
+        self.assertEqual("there is no such file", self.refused(os.path.join(self.path, "store.db")))
+
+        def stat(path: str) -> os.stat_result:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.patch(os, "stat", stat)
+        self.assertEqual(
+            "it cannot be opened: Permission denied: run this as the user that the service runs as",
+            self.refused(self.path),
+        )
+
+    def test_ofSomebodyElse(self) -> None:
+        """
+        A store that may only be read is not opened: the files that SQLite makes
+        beside it would belong to whoever looks, and keep the service out.
+        """
+        self.patch(os, "access", lambda path, mode: mode == os.R_OK)
+        self.assertEqual(
+            "it is read-only: check the permissions of the file and of its directory", self.refused(self.path)
+        )
+        owner = pwd.getpwuid(os.stat(self.path).st_uid)
+        self.patch(os, "geteuid", lambda: owner.pw_uid + 1)
+        self.assertEqual(f"it belongs to {owner.pw_name}: run this as that user", self.refused(self.path))
+
+        def getpwuid(uid: int) -> None:
+            raise KeyError(uid)
+
+        self.patch(pwd, "getpwuid", getpwuid)
+        self.assertEqual(f"it belongs to user {owner.pw_uid}: run this as that user", self.refused(self.path))
 
     def older(self) -> None:
         """

@@ -11,9 +11,12 @@ wait for it.
 from __future__ import annotations
 
 import os
+import pwd
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 from msgspec import Struct
 
@@ -85,17 +88,20 @@ INBOX = Box(
     table="inbox",
     states=("waiting", "dead"),
     failed="dead",
+    # A column takes a value of any type, and somebody may have mended a row by hand: hence the CASTs.
     view="""
         SELECT number, CASE WHEN reason IS NULL THEN 'waiting' ELSE 'dead' END AS state,
-            message_id, from_ AS peer, arrived AS since, tries, put_aside AS ended, NULL AS reported,
-            reason, NULL AS outcome, body
+            CAST(message_id AS TEXT) AS message_id, CAST(from_ AS TEXT) AS peer,
+            CAST(arrived AS REAL) AS since, CAST(tries AS INTEGER) AS tries,
+            CAST(put_aside AS REAL) AS ended, NULL AS reported,
+            CAST(reason AS TEXT) AS reason, NULL AS outcome, CAST(body AS BLOB) AS body
         FROM inbox
     """,
     # AUTOINCREMENT: the number is greater than all that were ever given, so a service that goes on from
     # the last one that it knows finds it.
     again="""
         INSERT INTO inbox (from_, message_id, body, arrived)
-        SELECT from_, message_id, body, arrived FROM inbox WHERE number = :number
+        SELECT from_, message_id, CAST(body AS BLOB), arrived FROM inbox WHERE number = :number
     """,
     check=_readUpstream,
     isUnique=False,
@@ -109,19 +115,27 @@ OUTBOX = Box(
     view="""
         SELECT number, CASE WHEN said IS NULL THEN 'waiting'
                 WHEN reported IS NULL THEN 'unreported' ELSE 'failed' END AS state,
-            message_id, target AS peer, since,
-            CASE WHEN said IS NOT NULL THEN coalesce(json_extract(said, '$.tries'), 0) END AS tries,
-            settled AS ended, reported,
+            CAST(message_id AS TEXT) AS message_id, CAST(target AS TEXT) AS peer,
+            CAST(since AS REAL) AS since,
+            CASE WHEN said IS NOT NULL
+                THEN CAST(coalesce(json_extract(said, '$.tries'), 0) AS INTEGER) END AS tries,
+            CAST(settled AS REAL) AS ended, CAST(reported AS REAL) AS reported,
             json_extract(said, '$.error') || coalesce(': ' || CASE json_extract(said, '$.error')
                 WHEN 'Nacked' THEN json_extract(said, '$.code')
                 WHEN 'NotSendable' THEN json_extract(said, '$.code') || ': ' || json_extract(said, '$.text')
                 ELSE json_extract(said, '$.text') END, '') AS reason,
-            said AS outcome, body
-        FROM (SELECT *, CAST(outcome AS TEXT) AS said FROM outbox)
+            said AS outcome, CAST(body AS BLOB) AS body
+        FROM (
+            SELECT *, CASE WHEN outcome IS NULL THEN NULL
+                WHEN NOT json_valid(CAST(outcome AS TEXT)) THEN '{"error":"unreadable outcome"}'
+                WHEN json_type(CAST(outcome AS TEXT)) <> 'object' THEN '{"error":"unreadable outcome"}'
+                ELSE CAST(outcome AS TEXT) END AS said
+            FROM outbox
+        )
     """,
     again="""
         INSERT INTO outbox (message_id, target, body, since)
-        SELECT message_id, target, body, :now FROM outbox WHERE number = :number
+        SELECT message_id, target, CAST(body AS BLOB), :now FROM outbox WHERE number = :number
     """,
     check=decodeDownstream,
     isUnique=True,
@@ -227,24 +241,60 @@ def openStore(path: str) -> _Connection:
 
     @raise StoreUnavailable: if that is impossible; the text says why.
     """
-    if not os.path.exists(path):
-        raise StoreUnavailable("there is no such file")
+    size = _checkFile(path)
     try:
         with closing(sqlite3.connect(path)) as connection:
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
         raise StoreUnavailable(explain(error)) from None
-    if os.path.getsize(path) == 0:
+    if size == 0:
         raise StoreUnavailable("the file is empty: the service makes a store of it when it starts")
     # 0 is another program's, or a store that was about to be made.
     if version == 0 or version >= VERSION:
-        return connect(path, create=False)
+        return _connect(path)
     with unused(path) as isUnused:
         if not isUnused:
             raise StoreUnavailable(
                 f"it is of version {version}, and a service of that version is using it: stop that first"
             )
-        return connect(path, create=False)
+        return _connect(path)
+
+
+def _checkFile(path: str) -> int:
+    """
+    See to it that there is a file that is ours to use.
+
+    @return: its size.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreUnavailable("there is no such file") from None
+    except PermissionError as error:
+        raise StoreUnavailable(f"{explain(error)}: run this as the user that the service runs as") from None
+    except OSError as error:
+        raise StoreUnavailable(explain(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreUnavailable("that is no file: name another one")
+    # Who may only read it would make files beside it that keep the service out.
+    if os.access(path, os.R_OK | os.W_OK):
+        return status.st_size
+    if status.st_uid == os.geteuid():
+        raise StoreUnavailable("it is read-only: check the permissions of the file and of its directory")
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = f"user {status.st_uid}"
+    raise StoreUnavailable(f"it belongs to {owner}: run this as that user")
+
+
+def _connect(path: str) -> _Connection:
+    """
+    Connect to a store, and read what it has, be it damaged.
+    """
+    connection = connect(path, create=False)
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    return connection
 
 
 @contextmanager
