@@ -262,8 +262,7 @@ def _named(
     """
     found: dict[int, Entry] = {}
     good = True
-    for name in names:
-        meant = browse.find(connection, box, name, by)
+    for name, meant in browse.find(connection, box, names, by).items():
         if len(meant) == 1:
             found[meant[0].number] = meant[0]
             continue
@@ -325,15 +324,15 @@ def _show(box: Box, store: str | None, names: tuple[str, ...], by: str | None, a
     """
     missing = False
     with _opened(store) as (connection, _), browse.snapshot(connection):
+        found = browse.find(connection, box, names, by)
         for name in names:
-            found = browse.find(connection, box, name, by)
-            for entry in found:
+            for entry in found[name]:
                 record = _record(box, entry, withBody=True)
                 if asJSON:
                     _write(json.dumps(record))
                 else:
                     _write(printable(json.dumps(record, indent=2, ensure_ascii=False), keep="\n"))
-            if not found:
+            if not found[name]:
                 missing = True
                 _complain(f"{name}: there is no such message in the {box.table}")
     if missing:
@@ -465,11 +464,12 @@ def _export(
         if output == "-":
             _exportTo(sys.stdout, box, found, total)
             return
+        # Before it is resolved: there is no way back to what /dev/stdout may be.
+        if os.path.exists(output) and not os.path.isfile(output):
+            raise click.ClickException(f"not a file: {output}")
         output = os.path.realpath(output)
         if output in {os.path.realpath(path) + suffix for suffix in ("", "-wal", "-shm", ".lock")}:
             raise click.ClickException("that is the store itself: name another file")
-        if os.path.exists(output) and not os.path.isfile(output):
-            raise click.ClickException(f"not a file: {output}")
         try:
             with _replacing(output) as file:
                 _exportTo(file, box, found, total)

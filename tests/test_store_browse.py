@@ -119,7 +119,7 @@ class BrowseTests(SynchronousTestCase):
         An entry can be logged: it has neither token nor contents.
         """
         self.store.dead("m-1", from_="tok-B")
-        (entry,) = browse.find(self.connection, INBOX, "m-1")
+        (entry,) = browse.find(self.connection, INBOX, ["m-1"])["m-1"]
         self.assertEqual("Entry(number=1, state='dead', message_id='m-1')", repr(entry))
 
     def test_which(self) -> None:
@@ -166,7 +166,7 @@ class BrowseTests(SynchronousTestCase):
         self.store.arrived("m-1", from_="tok-B")
 
         def found(name: str, by: str | None = None) -> list[int]:
-            return [entry.number for entry in browse.find(self.connection, INBOX, name, by)]
+            return [entry.number for entry in browse.find(self.connection, INBOX, [name], by)[name]]
 
         self.assertEqual([1, 2], found("2"))
         self.assertEqual([2], found("2", "number"))
@@ -175,6 +175,24 @@ class BrowseTests(SynchronousTestCase):
         self.assertEqual([], found("m-1", "number"))
         self.assertEqual([], found("9" * 40))
         self.assertEqual([], found("²"))
+
+    def test_findMany(self) -> None:
+        """
+        Many names are found at once, in few queries; each has what it fits.
+        """
+        self.patch(browse, "AT_ONCE", 8)
+        names = []
+        for number in range(1, 6):
+            self.store.arrived(f"m-{number}")
+            names += [f"m-{number}", f"0{number}"]
+        queries: list[str] = []
+        self.connection.set_trace_callback(queries.append)
+        found = browse.find(self.connection, INBOX, [*names, "nowhere", *names])
+        self.assertEqual(3, len(queries))
+        self.assertEqual([*names, "nowhere"], list(found))
+        self.assertEqual([], found.pop("nowhere"))
+        for name, entries in found.items():
+            self.assertEqual([int(name.removeprefix("m-"))], [entry.number for entry in entries])
 
     def test_snapshot(self) -> None:
         """
@@ -263,7 +281,7 @@ class BrowseTests(SynchronousTestCase):
         ((entry,),) = sqlite._loadOutbox(self.connection, [(2, 10)])
         self.assertEqual((3, "d-1", 99.0), (entry.number, entry.message.message_id, entry.since))
         self.assertEqual([(2, "d-2", "waiting"), (3, "d-1", "waiting")], self.states(OUTBOX))
-        (new,) = browse.find(self.connection, OUTBOX, "3")
+        (new,) = browse.find(self.connection, OUTBOX, ["3"])["3"]
         self.assertEqual((None, None, None, "tok-A"), (new.outcome, new.ended, new.reported, new.peer))
 
     def test_retryOutboxTwice(self) -> None:

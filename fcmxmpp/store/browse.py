@@ -14,6 +14,7 @@ import os
 import pwd
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -364,7 +365,9 @@ def entries(
     order = "DESC" if newestFirst else "ASC"
     clause = f"WHERE {condition} ORDER BY number {order} LIMIT ?"
     # SQLite takes less than 0 for no limit.
-    return _query(connection, box, clause, [*arguments, -1 if limit is None else limit], withBody)
+    return _query(
+        connection, box, clause, [*arguments, -1 if limit is None else min(limit, sys.maxsize)], withBody
+    )
 
 
 def _query(
@@ -389,28 +392,39 @@ def numbers(connection: _Connection, box: Box, which: Which) -> list[int]:
     return [number for (number,) in found]
 
 
-def find(connection: _Connection, box: Box, name: str, by: str | None = None) -> list[Entry]:
+def find(
+    connection: _Connection, box: Box, names: Iterable[str], by: str | None = None
+) -> dict[str, list[Entry]]:
     """
     The messages that somebody means.
 
-    @param name: a number or a C{message_id}.
-    @param by: C{"number"} or C{"message_id"} if it can only be that.
-    @return: all that it fits, with their bodies.  Digits can be both.
+    @param names: numbers and C{message_id}s.
+    @param by: C{"number"} or C{"message_id"} if they can only be that.
+    @return: for each name all that it fits, in the order of their numbers, with
+        their bodies.  Digits can be both.
     """
-    conditions: list[str] = []
-    arguments: list[object] = []
-    # No number is longer, and SQLite knows no longer ones.
-    if by != "message_id" and name.isascii() and name.isdigit() and len(name) < 19:
-        conditions.append("number = ?")
-        arguments.append(int(name))
-    if by != "number":
-        conditions.append("message_id = ?")
-        arguments.append(name)
-    if not conditions:
-        return []
-    return list(
-        _query(connection, box, f"WHERE {' OR '.join(conditions)} ORDER BY number", arguments, withBody=True)
-    )
+    found: dict[str, list[Entry]] = {name: [] for name in names}
+    left = list(found)
+    while left:
+        # Many in one query: no index knows the message_ids, so each goes through the whole table.
+        some, left = left[: AT_ONCE // 2], left[AT_ONCE // 2 :]
+        meant: dict[int | str, list[str]] = {}
+        for name in some:
+            # No number is longer, and SQLite knows no longer ones.
+            if by != "message_id" and name.isascii() and name.isdigit() and len(name) < 19:
+                meant.setdefault(int(name), []).append(name)
+            if by != "number":
+                meant.setdefault(name, []).append(name)
+        numbers = [each for each in meant if isinstance(each, int)]
+        message_ids = [each for each in meant if isinstance(each, str)]
+        clause = f"number IN ({_marks(numbers)})"
+        if message_ids:
+            clause += f" OR message_id IN ({_marks(message_ids)})"
+        arguments = [*numbers, *message_ids]
+        for entry in _query(connection, box, f"WHERE {clause} ORDER BY number", arguments, withBody=True):
+            for name in {*meant.get(entry.number, ()), *meant.get(entry.message_id, ())}:
+                found[name].append(entry)
+    return found
 
 
 def malformed(box: Box, body: bytes) -> str | None:
