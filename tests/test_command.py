@@ -1,5 +1,6 @@
 """
-Tests for L{fcmxmpp.command}.
+Tests for L{fcmxmpp.command}, and so for L{fcmxmpp.subcommands} and
+L{fcmxmpp.records}, which are not called by anybody else.
 """
 
 from __future__ import annotations
