@@ -3,7 +3,7 @@ The command C{fcmxmpp}: looks into a store, and puts right what went wrong.  It
 works while a service is using the store, and while none is.
 
 Exit status: 0 for done, 1 for nothing matched, refused or failed, 2 for wrong
-options, 130 for Ctrl-C.
+options, 130 for Ctrl-C, and likewise for other signals.
 
 This is how it is called; L{fcmxmpp.subcommands} is what it does.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -360,6 +361,14 @@ by --store at the end of each subcommand, or by FCM_STORE in the environment."""
 click.version_option(__version__, prog_name="fcmxmpp")(program)
 
 
+def _terminated(number: int, _: object) -> None:
+    """
+    End as by Ctrl-C, instead of at once: a file that is half written is full of
+    tokens.
+    """
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """
     What the console script C{fcmxmpp} runs.
@@ -370,6 +379,10 @@ def main() -> None:
     if sys.stdout is None:
         complain("Error: standard output is closed: send it to a file, or to /dev/null")
         sys.exit(1)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        # Not what nohup has said is to be ignored.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminated)
     try:
         program.main(prog_name="fcmxmpp")
     except OSError as error:

@@ -201,24 +201,56 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual((0, b""), (result.returncode, result.stderr))
         self.assertIn(rb'"message_id": "m-\u6f22"', result.stdout)
 
-    def test_interrupted(self) -> None:
+    def interrupted(self, number: signal.Signals) -> tuple[int, bytes]:
         """
-        Ctrl-C ends it with exit status 130, without a word.
+        Send a signal to a command in the midst of its work.
+
+        @return: exit status, and standard error.
         """
         self.many(5000)
         read, write = os.pipe()
         # More than a pipe holds, so it cannot have ended before it is interrupted.
         process = subprocess.Popen(
-            [*COMMAND, "inbox", "list", "--json"], env=self.environment, stdout=write, stderr=subprocess.PIPE
+            [*COMMAND, "inbox", "list", "--json"],
+            env=self.environment,
+            stdout=write,
+            stderr=subprocess.PIPE,
         )
         os.close(write)
         with open(read, "rb", buffering=0) as output:
             # It has begun.
             self.assertEqual(b"{", output.read(1))
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output.readall()
         _, err = process.communicate(timeout=PATIENCE)
-        self.assertEqual((130, b""), (process.returncode, err))
+        return process.returncode, err
+
+    def test_interrupted(self) -> None:
+        """
+        Ctrl-C ends it with exit status 130, without a word.
+        """
+        self.assertEqual((130, b""), self.interrupted(signal.SIGINT))
+
+    def test_terminated(self) -> None:
+        """
+        So do other signals, with their own status: it has the time to take away
+        the half of a file that it was writing.
+        """
+        self.assertEqual((143, b""), self.interrupted(signal.SIGTERM))
+
+    def test_hungUp(self) -> None:
+        """
+        So does the end of the terminal, unless C{nohup} says otherwise.
+        """
+        self.assertEqual((129, b""), self.interrupted(signal.SIGHUP))
+
+    def test_nohup(self) -> None:
+        """
+        What was started to outlive the terminal does.
+        """
+        # A child has it from its parent.
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        self.assertEqual((0, b""), self.interrupted(signal.SIGHUP))
 
     def test_asked(self) -> None:
         """
