@@ -100,7 +100,9 @@ def retryMessages(
         else:
             found, good = _named(connection, box, names, by)
             chosen = [entry.number for entry in found]
-        done = _inSteps("retrying", chosen, lambda some: browse.retry(connection, box, some, time.time()))
+        done = _inSteps(
+            "retrying", "retried", chosen, lambda some: browse.retry(connection, box, some, time.time())
+        )
     _report("retried", done, everything, good)
 
 
@@ -134,7 +136,9 @@ def dropMessages(
             waiting = any(entry.state == "waiting" for entry in found)
             if waiting and held.enter_context(browse.unused(path)):
                 states = (*states, "waiting")
-        done = _inSteps("dropping", chosen, lambda some: browse.drop(connection, box, some, states))
+        done = _inSteps(
+            "dropping", "dropped", chosen, lambda some: browse.drop(connection, box, some, states)
+        )
     _report("dropped", done, everything, good)
 
 
@@ -150,18 +154,24 @@ def _checkChoice(names: tuple[str, ...], everything: bool, which: Which) -> None
         raise click.UsageError("--reason, --older-than and --newer-than go with --all")
 
 
-def _inSteps(what: str, chosen: Sequence[int], change: Callable[[Sequence[int]], Done]) -> Done:
+def _inSteps(doing: str, did: str, chosen: Sequence[int], change: Callable[[Sequence[int]], Done]) -> Done:
     """
     Change messages, some at a time.
     """
     result = Done(0, [])
-    with _progress(what, len(chosen)) as bar:
-        for start in range(0, len(chosen), browse.AT_ONCE):
-            some = chosen[start : start + browse.AT_ONCE]
-            done = change(some)
-            result.count += done.count
-            result.refused += done.refused
-            bar.update(len(some))
+    try:
+        with _progress(doing, len(chosen)) as bar:
+            for start in range(0, len(chosen), browse.AT_ONCE):
+                some = chosen[start : start + browse.AT_ONCE]
+                done = change(some)
+                result.count += done.count
+                result.refused += done.refused
+                bar.update(len(some))
+    except BaseException:
+        # Ctrl-C included.
+        if result.count:
+            complain(f"ended early: {_many(result.count, 'message')} {did}")
+        raise
     return result
 
 

@@ -516,6 +516,23 @@ class RetryTests(CommandTestCase):
         ]
         self.assertEqual(states, [(message_id, state) for _, message_id, state in self.inbox()])
 
+    def test_failsHalfway(self) -> None:
+        """
+        When the store fails in the midst, it is told how far that came.
+        """
+        self.patch(browse, "AT_ONCE", 2)
+        for number in range(5):
+            self.store.dead(f"m-{number}")
+        with closing(self.store.connect()) as connection:
+            connection.execute(
+                "CREATE TRIGGER t BEFORE DELETE ON inbox WHEN old.number = 4 "
+                "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+        err = f"Error: cannot use the store {self.store.path}: the disk is full: make room\n"
+        self.run_("inbox retry --all", 1, f"ended early: 2 messages retried\n{err}")
+        self.assertEqual(["dead"] * 3 + ["waiting"] * 2, [state for _, _, state in self.inbox()])
+        self.run_("inbox drop --all --yes", 1, err)
+
     def test_inSteps(self) -> None:
         """
         Many are retried in several transactions, all of them once.
