@@ -3,199 +3,40 @@ The command C{fcmxmpp}: looks into a store, and puts right what went wrong.  It
 works while a service is using the store, and while none is.
 
 Exit status: 0 for done, 1 for nothing matched, refused or failed, 2 for wrong
-options, 130 for Ctrl-C.
+options, 130 for Ctrl-C, and likewise for other signals.
+
+This is how it is called; L{fcmxmpp.subcommands} is what it does.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
-import shutil
-import sqlite3
+import signal
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from datetime import datetime, timezone
+from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
 from fcmxmpp import __version__
-from fcmxmpp.errors import StoreUnavailable
-from fcmxmpp.store import browse
-from fcmxmpp.store.browse import INBOX, OUTBOX, Box, Done, Entry, Which
-from fcmxmpp.store.database import explain, parseStore
-from fcmxmpp.tables import printable, table
+from fcmxmpp.store.browse import INBOX, OUTBOX, Box, Which
+from fcmxmpp.subcommands import (
+    complain,
+    dropMessages,
+    exportMessages,
+    listMessages,
+    retryMessages,
+    showMessages,
+)
 
 
 __all__ = ["main", "program"]
 
 _T = TypeVar("_T", str | None, tuple[str, ...])
-
-#: Rows of a table, unless told otherwise.
-LIMIT = 100
-#: The columns that may be cut.
-_TEXTS = ("MESSAGE_ID", "FROM", "TO", "REASON")
-#: From how many messages on it is worth a progress bar.
-MANY = 1000
-
-# What is written.
-
-
-def _iso(seconds: float | None) -> str | None:
-    """
-    A time for programs.
-    """
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
-
-
-def _local(seconds: float | None, now: float) -> str:
-    """
-    A time for people: this year's without the year.
-    """
-    if seconds is None:
-        return ""
-    when = datetime.fromtimestamp(seconds)
-    return when.strftime("%m-%d %H:%M" if when.year == datetime.fromtimestamp(now).year else "%Y-%m-%d")
-
-
-def _record(box: Box, entry: Entry, withBody: bool) -> dict[str, Any]:
-    """
-    A message for programs.
-    """
-    isInbox = box is INBOX
-    record: dict[str, Any] = {
-        "number": entry.number,
-        "state": entry.state,
-        "message_id": entry.message_id,
-        "from" if isInbox else "to": entry.peer,
-        "arrived" if isInbox else "since": _iso(entry.since),
-        "tries": entry.tries,
-        "put_aside" if isInbox else "settled": _iso(entry.ended),
-    }
-    if not isInbox:
-        record["reported"] = _iso(entry.reported)
-    record["reason"] = entry.reason
-    if not withBody:
-        return record
-    if entry.outcome is not None:
-        record["outcome"] = json.loads(entry.outcome)
-        # It is what "settled" says.
-        del record["outcome"]["at"]
-    wrong = browse.malformed(box, entry.body)
-    if wrong is None:
-        record["message"] = json.loads(entry.body)
-    else:
-        record["malformed"] = wrong
-        record["text"] = entry.body.decode(errors="backslashreplace")
-    return record
-
-
-def _write(text: str) -> None:
-    """
-    One or more lines on standard output.
-    """
-    sys.stdout.write(text + "\n")
-
-
-def _row(entry: Entry, now: float) -> list[str]:
-    """
-    A message for people.
-    """
-    peer = entry.peer
-    if len(peer) > 20:
-        peer = f"{peer[:8]}…{peer[-8:]}"
-    tries = "" if entry.tries is None else str(entry.tries)
-    ended = _local(entry.ended, now)
-    since = _local(entry.since, now)
-    return [str(entry.number), entry.state, entry.message_id, peer, since, tries, ended, entry.reason or ""]
-
-
-def _many(count: int, noun: str) -> str:
-    """
-    So many of something.
-    """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _complain(text: str) -> None:
-    """
-    One line on standard error.
-    """
-    click.echo(printable(text), err=True)
-
-
-@contextmanager
-def _progress(what: str, length: int) -> Iterator[Any]:
-    """
-    A progress bar on standard error, if that is a terminal and it will take a
-    while.
-    """
-    hidden = length < MANY or not sys.stderr.isatty()
-    with click.progressbar(
-        length=length, label=what, file=sys.stderr, hidden=hidden, update_min_steps=100
-    ) as bar:
-        yield bar
-
-
-# Opening a store.
-
-
-class _Program(click.Group):
-    """
-    The command as a whole.
-    """
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """
-        Run it.  Everything that can be wrong with the world is one line.
-        """
-        # Where not every character can be written, better its number than a traceback.
-        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except (KeyboardInterrupt, click.Abort):
-            # Also Ctrl-C, or the end of the input, where a question was asked.
-            ctx.exit(130)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                # "| head" has seen enough; click ends quietly.
-                raise
-            where = f": {error.filename}" if error.filename else ""
-            raise click.ClickException(f"{error.strerror or error}{where}") from None
-        return result
-
-
-@contextmanager
-def _opened(description: str | None) -> Iterator[tuple[sqlite3.Connection, str]]:
-    """
-    The store that was named, and its path.
-    """
-    if not description:
-        raise click.ClickException("which store? Give --store sqlite:PATH, or set FCM_STORE")
-    try:
-        path = parseStore(description)
-    except ValueError as error:
-        raise click.ClickException(f"{error}: see --store and FCM_STORE") from None
-    try:
-        with closing(browse.openStore(path)) as connection:
-            yield connection, path
-    except (sqlite3.Error, StoreUnavailable) as error:
-        raise click.ClickException(f"cannot use the store {path}: {explain(error)}") from None
-
-
-# Which messages.
-
 
 #: Seconds in the units of a time span.
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -222,283 +63,6 @@ def _text(_: click.Context, option: click.Parameter, value: _T) -> _T:
     except UnicodeEncodeError:
         raise click.BadParameter("it is not UTF-8", param=option) from None
     return value
-
-
-def _which(
-    states: tuple[str, ...], reason: str | None, older_than: float | None, newer_than: float | None
-) -> Which:
-    """
-    What the filters say.
-    """
-    now = time.time()
-    return Which(
-        states=states,
-        reason=reason,
-        before=None if older_than is None else now - older_than,
-        after=None if newer_than is None else now - newer_than,
-    )
-
-
-def _states(box: Box, state: str) -> tuple[str, ...]:
-    """
-    What --state says.
-    """
-    return box.states if state == "all" else (state,)
-
-
-def _named(
-    connection: sqlite3.Connection, box: Box, names: Iterable[str], by: str | None
-) -> tuple[list[Entry], bool]:
-    """
-    The one message that each name means.
-
-    @return: them, and whether each name means one; what is wrong is told.
-    """
-    found: dict[int, Entry] = {}
-    good = True
-    for name in names:
-        meant = browse.find(connection, box, name, by)
-        if len(meant) == 1:
-            found[meant[0].number] = meant[0]
-            continue
-        good = False
-        if meant:
-            which = ", ".join(str(entry.number) for entry in meant)
-            _complain(f"{name} means several messages: name one by its number, with --by number: {which}")
-        else:
-            _complain(f"{name}: there is no such message in the {box.table}")
-    return list(found.values()), good
-
-
-# The subcommands.
-
-
-def _list(
-    box: Box,
-    store: str | None,
-    state: str,
-    limit: int | None,
-    asJSON: bool,
-    reason: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-) -> None:
-    """
-    fcmxmpp inbox|outbox list
-    """
-    which = _which(_states(box, state), reason, older_than, newer_than)
-    with _opened(store) as (connection, _), browse.snapshot(connection):
-        if asJSON:
-            for entry in browse.entries(connection, box, which, limit=limit, newestFirst=True):
-                _write(json.dumps(_record(box, entry, withBody=False)))
-            return
-        counts = browse.counts(connection, box, which)
-        shown = list(browse.entries(connection, box, which, limit=limit or LIMIT, newestFirst=True))
-    now = time.time()
-    if box is INBOX:
-        heads = ["NUMBER", "STATE", "MESSAGE_ID", "FROM", "ARRIVED", "TRIES", "PUT ASIDE", "REASON"]
-    else:
-        heads = ["NUMBER", "STATE", "MESSAGE_ID", "TO", "SINCE", "TRIES", "SETTLED", "REASON"]
-    if shown:
-        # Nothing is cut where it is not a terminal that it goes to.
-        room = shutil.get_terminal_size((sys.maxsize, 0)).columns
-        for line in table(heads, [_row(entry, now) for entry in shown], _TEXTS, room):
-            _write(line)
-    more = sum(counts.values()) - len(shown)
-    if more > 0:
-        _write(f"... and {more} older ones: --limit {more + len(shown)} shows all")
-    summary = {each: f"{counts.get(each, 0)} {each}" for each in reversed(which.states)}
-    if "dead" in summary:
-        summary["dead"] = _many(counts.get("dead", 0), "dead letter")
-    _write(", ".join(summary.values()))
-
-
-def _show(box: Box, store: str | None, names: tuple[str, ...], by: str | None, asJSON: bool) -> None:
-    """
-    fcmxmpp inbox|outbox show
-    """
-    missing = False
-    with _opened(store) as (connection, _), browse.snapshot(connection):
-        for name in names:
-            found = browse.find(connection, box, name, by)
-            for entry in found:
-                record = _record(box, entry, withBody=True)
-                if asJSON:
-                    _write(json.dumps(record))
-                else:
-                    _write(printable(json.dumps(record, indent=2, ensure_ascii=False), keep="\n"))
-            if not found:
-                missing = True
-                _complain(f"{name}: there is no such message in the {box.table}")
-    if missing:
-        raise click.exceptions.Exit(1)
-
-
-def _retry(
-    box: Box,
-    store: str | None,
-    names: tuple[str, ...],
-    by: str | None,
-    everything: bool,
-    reason: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-) -> None:
-    """
-    fcmxmpp inbox|outbox retry
-    """
-    _checkChoice(names, everything, reason, older_than, newer_than)
-    good = True
-    with _opened(store) as (connection, _):
-        if everything:
-            which = _which((box.failed,), reason, older_than, newer_than)
-            chosen = browse.numbers(connection, box, which)
-        else:
-            found, good = _named(connection, box, names, by)
-            chosen = [entry.number for entry in found]
-        done = _inSteps("retrying", chosen, lambda some: browse.retry(connection, box, some, time.time()))
-    _report("retried", done, everything, good)
-
-
-def _drop(
-    box: Box,
-    store: str | None,
-    names: tuple[str, ...],
-    by: str | None,
-    everything: bool,
-    reason: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-    yes: bool,
-    force: bool = False,
-) -> None:
-    """
-    fcmxmpp inbox|outbox drop
-    """
-    _checkChoice(names, everything, reason, older_than, newer_than)
-    mayAsk = sys.stdin.isatty()
-    if everything and not yes and not mayAsk:
-        raise click.UsageError("--all needs --yes where nobody can be asked")
-    states = (box.failed, "unreported") if force else (box.failed,)
-    good = True
-    with _opened(store) as (connection, path), ExitStack() as held:
-        if everything:
-            chosen = browse.numbers(connection, box, _which(states, reason, older_than, newer_than))
-            if chosen and not yes and not click.confirm(f"Drop {_many(len(chosen), 'message')}?", err=True):
-                raise click.exceptions.Exit(1)
-        else:
-            found, good = _named(connection, box, names, by)
-            chosen = [entry.number for entry in found]
-            waiting = any(entry.state == "waiting" for entry in found)
-            if waiting and held.enter_context(browse.unused(path)):
-                states = (*states, "waiting")
-        done = _inSteps("dropping", chosen, lambda some: browse.drop(connection, box, some, states))
-    _report("dropped", done, everything, good)
-
-
-def _checkChoice(names: tuple[str, ...], everything: bool, *filters: object) -> None:
-    """
-    Some by name, or all that the filters leave.
-    """
-    if everything and names:
-        raise click.UsageError("name messages, or say --all")
-    if not everything and not names:
-        raise click.UsageError("which messages? Name them, or say --all")
-    if not everything and any(each is not None for each in filters):
-        raise click.UsageError("--reason, --older-than and --newer-than go with --all")
-
-
-def _inSteps(what: str, chosen: Sequence[int], change: Any) -> Done:
-    """
-    Change messages, some at a time.
-    """
-    result = Done(0, [])
-    with _progress(what, len(chosen)) as bar:
-        for start in range(0, len(chosen), browse.AT_ONCE):
-            some = chosen[start : start + browse.AT_ONCE]
-            done: Done = change(some)
-            result.count += done.count
-            result.refused += done.refused
-            bar.update(len(some))
-    return result
-
-
-def _report(what: str, done: Done, everything: bool, good: bool) -> None:
-    """
-    Tell what came of a change.
-    """
-    if everything:
-        # As many lines as there are reasons, not as many as messages.
-        for why, count in Counter(why for _, _, why in done.refused).items():
-            _complain(f"{_many(count, 'message')} not {what}: {why}")
-    else:
-        good = good and not done.refused
-        for number, message_id, why in done.refused:
-            _complain(f"{number} ({message_id}) not {what}: {why}")
-    _write(f"{_many(done.count, 'message')} {what}")
-    if not good or not done.count:
-        raise click.exceptions.Exit(1)
-
-
-def _export(
-    box: Box,
-    store: str | None,
-    output: str,
-    state: str,
-    reason: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-) -> None:
-    """
-    fcmxmpp inbox|outbox export
-    """
-    which = _which(_states(box, state), reason, older_than, newer_than)
-    with _opened(store) as (connection, path), browse.snapshot(connection):
-        total = sum(browse.counts(connection, box, which).values())
-        found = browse.entries(connection, box, which, withBody=True)
-        if output == "-":
-            _exportTo(sys.stdout, box, found, total)
-            return
-        output = os.path.realpath(output)
-        if output in {os.path.realpath(path) + suffix for suffix in ("", "-wal", "-shm", ".lock")}:
-            raise click.ClickException("that is the store itself: name another file")
-        if os.path.exists(output) and not os.path.isfile(output):
-            raise click.ClickException(f"not a file: {output}")
-        with _replacing(output) as file:
-            _exportTo(file, box, found, total)
-    _complain(f"{_many(total, 'message')} in {output}")
-
-
-def _exportTo(file: IO[str], box: Box, found: Iterable[Entry], total: int) -> None:
-    """
-    Write messages, each in a line.
-    """
-    with _progress("exporting", total) as bar:
-        for entry in found:
-            file.write(json.dumps(_record(box, entry, withBody=True)) + "\n")
-            bar.update(1)
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[IO[str]]:
-    """
-    A file that is there as a whole, or not at all; for its owner's eyes.
-    """
-    # NamedTemporaryFile makes it 0600.
-    with tempfile.NamedTemporaryFile(
-        "w", dir=os.path.dirname(path), prefix=".fcmxmpp-", encoding="ascii", delete=False
-    ) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.rename(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-# The command line.
 
 
 def _store() -> click.Option:
@@ -552,6 +116,30 @@ def _filters() -> list[click.Parameter]:
             help="Only those less long ago than this.",
         ),
     ]
+
+
+def _choosing(box: Box, does: Callable[..., None]) -> Callable[..., None]:
+    """
+    Have a subcommand get its filters as one L{Which}.
+    """
+
+    def run(
+        reason: str | None,
+        older_than: float | None,
+        newer_than: float | None,
+        state: str = box.failed,
+        **others: Any,
+    ) -> None:
+        now = time.time()
+        which = Which(
+            states=box.states if state == "all" else (state,),
+            reason=reason,
+            before=None if older_than is None else now - older_than,
+            after=None if newer_than is None else now - newer_than,
+        )
+        does(box, which=which, **others)
+
+    return run
 
 
 def _names(required: bool) -> list[click.Parameter]:
@@ -649,7 +237,7 @@ def _group(box: Box) -> click.Group:
         """
         return click.Command(
             verb,
-            callback=partial(does, box),
+            callback=does,
             params=[*params, _store()],
             help=help,
             short_help=help.partition("\n")[0],
@@ -685,7 +273,7 @@ def _group(box: Box) -> click.Group:
         commands=[
             command(
                 "list",
-                _list,
+                _choosing(box, listMessages),
                 _LIST,
                 [_state(box), limit, asJSON, *_filters()],
                 f"--state {failed}",
@@ -693,11 +281,17 @@ def _group(box: Box) -> click.Group:
                 "--json | jq -r .message_id",
             ),
             command(
-                "show", _show, _SHOW, [*_names(True), asJSON], "17", "m-1 m-2", "--json 17 | jq .message"
+                "show",
+                partial(showMessages, box),
+                _SHOW,
+                [*_names(True), asJSON],
+                "17",
+                "m-1 m-2",
+                "--json 17 | jq .message",
             ),
             command(
                 "retry",
-                _retry,
+                _choosing(box, retryMessages),
                 retry,
                 [*_names(False), everything, *_filters()],
                 "17 18",
@@ -706,7 +300,7 @@ def _group(box: Box) -> click.Group:
             ),
             command(
                 "drop",
-                _drop,
+                _choosing(box, dropMessages),
                 drop,
                 [*_names(False), everything, *_filters(), *dropping],
                 "17 18",
@@ -714,7 +308,7 @@ def _group(box: Box) -> click.Group:
             ),
             command(
                 "export",
-                _export,
+                _choosing(box, exportMessages),
                 _EXPORT,
                 [output, _state(box), *_filters()],
                 f"--state {failed} --output {failed}.jsonl",
@@ -722,6 +316,30 @@ def _group(box: Box) -> click.Group:
             ),
         ],
     )
+
+
+class _Program(click.Group):
+    """
+    The command as a whole.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """
+        Run it.
+        """
+        # Where not every character can be written, better its number than a traceback.
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+        try:
+            try:
+                result = super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit):
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
+        except (KeyboardInterrupt, click.Abort):
+            # Also Ctrl-C, or the end of the input, where a question was asked.
+            ctx.exit(130)
+        return result
 
 
 program = _Program(
@@ -743,11 +361,36 @@ by --store at the end of each subcommand, or by FCM_STORE in the environment."""
 click.version_option(__version__, prog_name="fcmxmpp")(program)
 
 
+def _terminated(number: int, _: object) -> None:
+    """
+    End as by Ctrl-C, instead of at once: a file that is half written is full of
+    tokens.
+    """
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """
     What the console script C{fcmxmpp} runs.
     """
-    program.main(prog_name="fcmxmpp")
+    # Whoever has closed these has no questions, and wants no answers.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        complain("Error: standard output is closed: send it to a file, or to /dev/null")
+        sys.exit(1)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        # Not what nohup has said is to be ignored.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminated)
+    try:
+        program.main(prog_name="fcmxmpp")
+    except OSError as error:
+        # All else has been dealt with. click has done so where "| head" has seen enough.
+        complain(f"Error: standard output: {error.strerror or error}")
+        # What is left to be written is not to be tried again at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ __all__ = ["printable", "table"]
 
 #: Columns that a text keeps however narrow the terminal is.
 NARROW = 7
+#: More characters than this, for each column of a terminal, are no text.
+PILE = 4
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -43,8 +45,9 @@ def _cut(text: str, width: int) -> str:
     """
     A text in just so many columns.
     """
-    if _width(text) > width:
-        # A character takes two columns at most, and those that take none are few.
+    # No language has more than a few characters to a column, but some pile them up to bury a line.
+    if _width(text) > width or len(text) > PILE * width:
+        # A character takes two columns at most.
         text = text[: 2 * width]
         while _width(text) > width - 1:
             text = text[:-1]

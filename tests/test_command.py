@@ -1,5 +1,6 @@
 """
-Tests for L{fcmxmpp.command}.
+Tests for L{fcmxmpp.command}, and so for L{fcmxmpp.subcommands} and
+L{fcmxmpp.records}, which are not called by anybody else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fcmxmpp import __version__
 from fcmxmpp.command import program
 from fcmxmpp.errors import Expired, Nacked
 from fcmxmpp.messages import DownstreamMessage
-from fcmxmpp.store import browse
+from fcmxmpp.store import browse, sqlite
 from fcmxmpp.store.database import lock
 from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.tap import Options
@@ -123,6 +124,10 @@ class StoreTests(SynchronousTestCase):
             self.refused(f"inbox list --store sqlite:{path}"),
         )
         self.assertFalse(os.path.exists(path))
+        # Still one line, whatever the name is.
+        self.assertIn(
+            "nowhere\\n\\u001b[2J:", self.refused("inbox list", FCM_STORE="sqlite:nowhere\n\x1b[2J")
+        )
 
     def test_damaged(self) -> None:
         """
@@ -212,6 +217,7 @@ class ListTests(CommandTestCase):
         )
         self.assertEqual(105, len(self.run_("inbox list --limit 103").splitlines()))
         self.assertEqual(103, len(self.objects("inbox list --json")))
+        self.assertEqual(103, len(self.objects(f"inbox list --json --limit {10**30}")))
         self.assertEqual([103, 102], [each["number"] for each in self.objects("inbox list --json --limit 2")])
 
     def test_JSON(self) -> None:
@@ -356,6 +362,86 @@ class ShowTests(CommandTestCase):
         self.assertIn("it is not UTF-8", result.stderr)
 
 
+class OddTests(CommandTestCase):
+    """
+    What no service writes, but a damaged file may have, or one in which
+    somebody has mended something by hand.
+    """
+
+    def odd(self, table: str, **values: object) -> None:
+        """
+        Change all rows of a table.
+        """
+        columns = ", ".join(f"{name} = ?" for name in values)
+        with closing(self.store.connect()) as connection:
+            connection.execute(f"UPDATE {table} SET {columns}", tuple(values.values()))
+
+    def test_texts(self) -> None:
+        """
+        A text that is not UTF-8, or of another type, is shown as well as it
+        can be, and can be exported and dropped.
+        """
+        self.store.dead("m-1")
+        bad = b"m-\xff"
+        self.odd("inbox", message_id=bad, from_=b"tok-\x00", reason=bad)
+        shown = {"message_id": "m-\ufffd", "from": "tok-\0", "reason": "m-\ufffd"}
+        for line in ("list --json", "show --json 1", "export"):
+            (entry,) = self.objects(f"inbox {line}")
+            self.assertEqual(shown, {name: entry[name] for name in shown}, line)
+        self.assertIn("m-\ufffd", self.run_("inbox list"))
+        self.assertEqual("1 message dropped\n", self.run_("inbox drop 1"))
+
+    def test_body(self) -> None:
+        """
+        A message that was mended by hand can be handled again, although the
+        C{sqlite3} program writes a text where we write bytes.
+        """
+        self.store.dead("m-1")
+        (entry,) = self.objects("inbox show --json 1")
+        self.odd("inbox", body=json.dumps(entry["message"] | {"category": "mended"}))
+        (entry,) = self.objects("inbox show --json 1")
+        self.assertEqual("mended", entry["message"]["category"])
+        self.assertEqual("1 message retried\n", self.run_("inbox retry 1"))
+        with closing(self.store.connect()) as connection:
+            ((loaded,),) = sqlite._loadInbox(connection, [(0, 10)])
+        self.assertEqual("mended", getattr(loaded.message, "category", None))
+
+    def test_times(self) -> None:
+        """
+        A time that no calendar has is the last or the first that one has.
+        """
+        self.store.dead("m-1")
+        for arrived, put_aside in ((1e300, -1e300), (float("inf"), "never")):
+            self.odd("inbox", arrived=arrived, put_aside=put_aside, tries="many")
+            (entry,) = self.objects("inbox list --json")
+            self.assertEqual(
+                ("9999-12-31T00:00:00.000Z", "1970-01-01T00:00:00.000Z", 0),
+                (entry["arrived"], entry["put_aside"], entry["tries"]),
+            )
+            self.assertIn("9999-12-3", self.run_("inbox list"))
+
+    def test_outcome(self) -> None:
+        """
+        A message whose outcome cannot be read has failed, and is dropped or
+        retried like others.
+        """
+        self.store.settled("d-1", Expired("over"))
+        for outcome in (b"", b"{", b"[]", b"\xff", "1", b'{"error"\xff:1}'):
+            self.odd("outbox", outcome=outcome)
+            (entry,) = self.objects("outbox list --json --reason unreadable")
+            self.assertEqual(
+                ("failed", 0, "unreadable outcome"), (entry["state"], entry["tries"], entry["reason"])
+            )
+            self.assertEqual("d-1", self.objects("outbox export")[0]["message_id"])
+        self.odd("outbox", outcome=b'{"error":"Expired","text":"\xff","tries":[]}')
+        (entry,) = self.objects("outbox show --json 1")
+        self.assertEqual(
+            ("Expired: \ufffd", "\ufffd", 0), (entry["reason"], entry["outcome"]["text"], entry["tries"])
+        )
+        self.assertEqual("1 message retried\n", self.run_("outbox retry 1"))
+        self.assertEqual([(2, "d-1", "waiting")], self.outbox())
+
+
 class RetryTests(CommandTestCase):
     """
     C{retry}.
@@ -431,6 +517,23 @@ class RetryTests(CommandTestCase):
         ]
         self.assertEqual(states, [(message_id, state) for _, message_id, state in self.inbox()])
 
+    def test_failsHalfway(self) -> None:
+        """
+        When the store fails in the midst, it is told how far that came.
+        """
+        self.patch(browse, "AT_ONCE", 2)
+        for number in range(5):
+            self.store.dead(f"m-{number}")
+        with closing(self.store.connect()) as connection:
+            connection.execute(
+                "CREATE TRIGGER t BEFORE DELETE ON inbox WHEN old.number = 4 "
+                "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+            )
+        err = f"Error: cannot use the store {self.store.path}: the disk is full: make room\n"
+        self.run_("inbox retry --all", 1, f"ended early: 2 messages retried\n{err}")
+        self.assertEqual(["dead"] * 3 + ["waiting"] * 2, [state for _, _, state in self.inbox()])
+        self.run_("inbox drop --all --yes", 1, err)
+
     def test_inSteps(self) -> None:
         """
         Many are retried in several transactions, all of them once.
@@ -462,7 +565,7 @@ class RetryTests(CommandTestCase):
         self.assertEqual("1 message retried\n", self.run_("outbox retry --all", 0, err))
         self.assertEqual([(2, "d-1", "failed"), (3, "d-1", "waiting")], self.outbox())
         with closing(self.store.connect()) as connection:
-            (entry,) = browse.find(connection, browse.OUTBOX, "3")
+            (entry,) = browse.find(connection, browse.OUTBOX, ["3"])["3"]
         self.assertTrue(before <= entry.since <= time.time())
 
     def test_choice(self) -> None:
@@ -601,7 +704,8 @@ class ExportTests(CommandTestCase):
 
         self.patch(os, "fsync", full)
         before = sorted(os.listdir(self.directory))
-        self.run_(f"inbox export --output {self.output}", 1, "Error: No space left on device\n")
+        err = f"Error: cannot write {self.output}: No space left on device\n"
+        self.run_(f"inbox export --output {self.output}", 1, err)
         with open(self.output) as file:
             self.assertEqual("old", file.read())
         self.assertEqual(before, sorted(os.listdir(self.directory)))
@@ -611,13 +715,15 @@ class ExportTests(CommandTestCase):
         A file that cannot be written is one line; so is what is no file, and
         the store itself, which is left as it is.
         """
-        self.run_("inbox export --output /dev/null", 1, "Error: not a file: /dev/null\n")
+        for device in ("/dev/null", "/dev/stdout"):
+            if not os.path.isfile(device):
+                self.run_(f"inbox export --output {device}", 1, f"Error: not a file: {device}\n")
         for suffix in ("", "-wal", ".lock"):
             err = "Error: that is the store itself: name another file\n"
             self.run_(f"inbox export --output {self.store.path}{suffix}", 1, err)
-        result = run(self.store, f"inbox export --output {self.directory}/nowhere/file")
-        self.assertEqual(1, result.exit_code)
-        self.assertRegex(result.stderr, "^Error: No such file or directory: .*\n$")
+        output = f"{self.directory}/nowhere/file"
+        err = f"Error: cannot write {output}: No such file or directory\n"
+        self.run_(f"inbox export --output {output}", 1, err)
 
 
 class RunningTests(TestCase):

@@ -35,6 +35,8 @@ class ProcessTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.store = newStore(self)
         self.environment = childEnvironment(FCM_STORE=f"sqlite:{self.store.path}", COLUMNS="80", TERM="xterm")
+        # What is written at the very end can fail, too.
+        self.environment.pop("PYTHONUNBUFFERED", None)
 
     def shell(self, line: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
         """
@@ -147,10 +149,48 @@ class ProcessTests(SynchronousTestCase):
 
     def test_fullDisk(self) -> None:
         """
-        Where the output has no room that is one line.
+        Where the output has no room that is one line, whatever is written, and
+        whatever else is wrong.
         """
-        result = self.shell("fcmxmpp inbox list > /dev/full")
-        self.assertEqual((1, b"Error: No space left on device\n"), (result.returncode, result.stderr))
+        self.store.dead("m-1")
+        full = b"Error: standard output: No space left on device\n"
+        missing = b"9: there is no such message in the inbox\n"
+        for line, expected in (
+            ("inbox list", full),
+            ("inbox retry 9", missing + full),
+            ("inbox show 1 9", missing + full),
+            ("--help", full),
+            ("inbox drop --help", full),
+            ("--version", full),
+        ):
+            result = self.shell(f"fcmxmpp {line} > /dev/full")
+            self.assertEqual((1, expected), (result.returncode, result.stderr), line)
+
+    def test_closed(self) -> None:
+        """
+        Without a standard output nothing is done, and that is one line; the
+        other two can be done without.
+        """
+        self.store.dead("m-1")
+        for line in ("inbox list", "inbox retry --all", "inbox drop --all --yes", "--help"):
+            result = self.shell(f"fcmxmpp {line} >&-")
+            self.assertEqual(
+                (1, b"Error: standard output is closed: send it to a file, or to /dev/null\n"),
+                (result.returncode, result.stderr),
+            )
+        self.assertEqual(1, self.left())
+        output = os.path.join(os.path.dirname(self.store.path), "out.jsonl")
+        result = self.shell(f"fcmxmpp inbox export --output {output} 2>&-")
+        self.assertEqual((0, b""), (result.returncode, result.stdout))
+        with open(output) as file:
+            self.assertIn("m-1", file.read())
+        result = self.shell("fcmxmpp inbox drop --all <&-")
+        self.assertEqual(2, result.returncode)
+        self.assertIn(b"--all needs --yes", result.stderr)
+        result = self.shell("fcmxmpp inbox drop --all --yes <&- 2>&-")
+        self.assertEqual((0, b"1 message dropped\n"), (result.returncode, result.stdout))
+        result = self.shell("fcmxmpp inbox list <&- >&- 2>&-")
+        self.assertEqual((1, b"", b""), (result.returncode, result.stdout, result.stderr))
 
     def test_otherEncoding(self) -> None:
         """
@@ -161,24 +201,56 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual((0, b""), (result.returncode, result.stderr))
         self.assertIn(rb'"message_id": "m-\u6f22"', result.stdout)
 
-    def test_interrupted(self) -> None:
+    def interrupted(self, number: signal.Signals) -> tuple[int, bytes]:
         """
-        Ctrl-C ends it with exit status 130, without a word.
+        Send a signal to a command in the midst of its work.
+
+        @return: exit status, and standard error.
         """
         self.many(5000)
         read, write = os.pipe()
         # More than a pipe holds, so it cannot have ended before it is interrupted.
         process = subprocess.Popen(
-            [*COMMAND, "inbox", "list", "--json"], env=self.environment, stdout=write, stderr=subprocess.PIPE
+            [*COMMAND, "inbox", "list", "--json"],
+            env=self.environment,
+            stdout=write,
+            stderr=subprocess.PIPE,
         )
         os.close(write)
         with open(read, "rb", buffering=0) as output:
             # It has begun.
             self.assertEqual(b"{", output.read(1))
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output.readall()
         _, err = process.communicate(timeout=PATIENCE)
-        self.assertEqual((130, b""), (process.returncode, err))
+        return process.returncode, err
+
+    def test_interrupted(self) -> None:
+        """
+        Ctrl-C ends it with exit status 130, without a word.
+        """
+        self.assertEqual((130, b""), self.interrupted(signal.SIGINT))
+
+    def test_terminated(self) -> None:
+        """
+        So do other signals, with their own status: it has the time to take away
+        the half of a file that it was writing.
+        """
+        self.assertEqual((143, b""), self.interrupted(signal.SIGTERM))
+
+    def test_hungUp(self) -> None:
+        """
+        So does the end of the terminal, unless C{nohup} says otherwise.
+        """
+        self.assertEqual((129, b""), self.interrupted(signal.SIGHUP))
+
+    def test_nohup(self) -> None:
+        """
+        What was started to outlive the terminal does.
+        """
+        # A child has it from its parent.
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        self.assertEqual((0, b""), self.interrupted(signal.SIGHUP))
 
     def test_asked(self) -> None:
         """

@@ -823,6 +823,23 @@ class ExpiryTests(ServiceCase):
         harness.clock.advance(60)
         self.assertEqual(["u-2", "u-3"], harness.client().ids())
 
+    def test_sentToAnotherWhenTold(self) -> None:
+        """
+        It may be for another sender, of whom nothing was known until then; the
+        sweep goes on.
+        """
+        harness = self.makeServer()
+        other = harness.makeDevice("tok-X", senderID="222")
+        harness.app.messageFailed = (  # type: ignore[method-assign]
+            lambda message_id, error: harness.server.submit(other, "u-9", {})
+        )
+        harness.submit("u-1", time_to_live=30)
+        harness.submit("u-2", time_to_live=90)
+        harness.clock.advance(60)
+        self.assertEqual(["u-9"], harness.client("222").ids())
+        harness.clock.advance(60)
+        self.assertEqual(2, harness.server.statistics.expired)
+
     def test_sentAgainWhenFull(self) -> None:
         """
         Nor does a full queue lose what waits in it, if an app does that.

@@ -4,7 +4,9 @@ Tests for L{fcmxmpp.store.browse}.
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
 import sqlite3
 from contextlib import closing
 
@@ -117,7 +119,7 @@ class BrowseTests(SynchronousTestCase):
         An entry can be logged: it has neither token nor contents.
         """
         self.store.dead("m-1", from_="tok-B")
-        (entry,) = browse.find(self.connection, INBOX, "m-1")
+        (entry,) = browse.find(self.connection, INBOX, ["m-1"])["m-1"]
         self.assertEqual("Entry(number=1, state='dead', message_id='m-1')", repr(entry))
 
     def test_which(self) -> None:
@@ -164,7 +166,7 @@ class BrowseTests(SynchronousTestCase):
         self.store.arrived("m-1", from_="tok-B")
 
         def found(name: str, by: str | None = None) -> list[int]:
-            return [entry.number for entry in browse.find(self.connection, INBOX, name, by)]
+            return [entry.number for entry in browse.find(self.connection, INBOX, [name], by)[name]]
 
         self.assertEqual([1, 2], found("2"))
         self.assertEqual([2], found("2", "number"))
@@ -173,6 +175,24 @@ class BrowseTests(SynchronousTestCase):
         self.assertEqual([], found("m-1", "number"))
         self.assertEqual([], found("9" * 40))
         self.assertEqual([], found("²"))
+
+    def test_findMany(self) -> None:
+        """
+        Many names are found at once, in few queries; each has what it fits.
+        """
+        self.patch(browse, "AT_ONCE", 8)
+        names = []
+        for number in range(1, 6):
+            self.store.arrived(f"m-{number}")
+            names += [f"m-{number}", f"0{number}"]
+        queries: list[str] = []
+        self.connection.set_trace_callback(queries.append)
+        found = browse.find(self.connection, INBOX, [*names, "nowhere", *names])
+        self.assertEqual(3, len(queries))
+        self.assertEqual([*names, "nowhere"], list(found))
+        self.assertEqual([], found.pop("nowhere"))
+        for name, entries in found.items():
+            self.assertEqual([int(name.removeprefix("m-"))], [entry.number for entry in entries])
 
     def test_snapshot(self) -> None:
         """
@@ -261,7 +281,7 @@ class BrowseTests(SynchronousTestCase):
         ((entry,),) = outbox.load(self.connection, [(2, 10)])
         self.assertEqual((3, "d-1", 99.0), (entry.number, entry.message.message_id, entry.since))
         self.assertEqual([(2, "d-2", "waiting"), (3, "d-1", "waiting")], self.states(OUTBOX))
-        (new,) = browse.find(self.connection, OUTBOX, "3")
+        (new,) = browse.find(self.connection, OUTBOX, ["3"])["3"]
         self.assertEqual((None, None, None, "tok-A"), (new.outcome, new.ended, new.reported, new.peer))
 
     def test_retryOutboxTwice(self) -> None:
@@ -361,12 +381,50 @@ class OpenTests(SynchronousTestCase):
         with open(path, "w") as file:
             file.write("something else" * 100)
         self.assertIn("is no database", self.refused(path))
-        self.assertIn("cannot be opened", self.refused(os.path.dirname(path)))
+        for notAFile in (os.path.dirname(path), os.devnull):
+            self.assertEqual("that is no file: name another one", self.refused(notAFile))
         os.unlink(path)
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("CREATE TABLE t (a)")
         self.assertIn("of another program", self.refused(path))
         self.assertFalse(os.path.exists(path + ".lock"))
+
+    def test_noWayThere(self) -> None:
+        """
+        A path that cannot be followed is not said to lead nowhere.
+        """
+        path = self.path + "2"
+        os.symlink(path, path)
+        self.assertEqual("it cannot be opened: Too many levels of symbolic links", self.refused(path))
+        self.assertEqual("there is no such file", self.refused(os.path.join(self.path, "store.db")))
+
+        def stat(path: str) -> os.stat_result:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        self.patch(os, "stat", stat)
+        self.assertEqual(
+            "it cannot be opened: Permission denied: run this as the user that the service runs as",
+            self.refused(self.path),
+        )
+
+    def test_ofSomebodyElse(self) -> None:
+        """
+        A store that may only be read is not opened: the files that SQLite makes
+        beside it would belong to whoever looks, and keep the service out.
+        """
+        self.patch(os, "access", lambda path, mode: mode == os.R_OK)
+        self.assertEqual(
+            "it is read-only: check the permissions of the file and of its directory", self.refused(self.path)
+        )
+        owner = pwd.getpwuid(os.stat(self.path).st_uid)
+        self.patch(os, "geteuid", lambda: owner.pw_uid + 1)
+        self.assertEqual(f"it belongs to {owner.pw_name}: run this as that user", self.refused(self.path))
+
+        def getpwuid(uid: int) -> None:
+            raise KeyError(uid)
+
+        self.patch(pwd, "getpwuid", getpwuid)
+        self.assertEqual(f"it belongs to user {owner.pw_uid}: run this as that user", self.refused(self.path))
 
     def older(self) -> None:
         """

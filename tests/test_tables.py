@@ -82,6 +82,14 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(["TWO      THREE", "漢字漢…  x"], self.lines(["", "漢字漢字漢", "x"], room=3))
         self.assertEqual(["ONE  TWO", "e\u0301    x"], self.lines(["e\u0301", "x", ""]))
 
+    def test_piled(self) -> None:
+        """
+        A cell is not buried under characters that take no room; those that a
+        language needs are left.
+        """
+        self.assertEqual("e" + "\u0301" * 5 + "…", self.lines(["", "e" + "\u0301" * 5000, ""])[1])
+        self.assertEqual("e\u0302\u0301", self.lines(["", "e\u0302\u0301", ""])[1])
+
     def test_escaped(self) -> None:
         """
         No cell ends its line.

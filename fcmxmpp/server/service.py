@@ -451,7 +451,7 @@ class ConnectionServer(Service):
         """
         self._sweep = None
         now = self._clock.seconds()
-        for sender in self._senders.values():
+        for sender in list(self._senders.values()):
             waiting = sender.queue.clear()
             sender.queue.giveBack((e.message.key, e) for e in waiting if e.expires >= now)
             # Only then, because a device that is told may send again at once.

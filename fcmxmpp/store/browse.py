@@ -11,7 +11,10 @@ wait for it.
 from __future__ import annotations
 
 import os
+import pwd
 import sqlite3
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
@@ -76,17 +79,20 @@ INBOX = Box(
     table="inbox",
     states=("waiting", "dead"),
     failed="dead",
+    # A column takes a value of any type, and somebody may have mended a row by hand: hence the CASTs.
     view="""
         SELECT number, CASE WHEN reason IS NULL THEN 'waiting' ELSE 'dead' END AS state,
-            message_id, from_ AS peer, arrived AS since, tries, put_aside AS ended, NULL AS reported,
-            reason, NULL AS outcome, body
+            CAST(message_id AS TEXT) AS message_id, CAST(from_ AS TEXT) AS peer,
+            CAST(arrived AS REAL) AS since, CAST(tries AS INTEGER) AS tries,
+            CAST(put_aside AS REAL) AS ended, NULL AS reported,
+            CAST(reason AS TEXT) AS reason, NULL AS outcome, CAST(body AS BLOB) AS body
         FROM inbox
     """,
     # AUTOINCREMENT: the number is greater than all that were ever given, so a service that goes on from
     # the last one that it knows finds it.
     again="""
         INSERT INTO inbox (from_, message_id, body, arrived)
-        SELECT from_, message_id, body, arrived FROM inbox WHERE number = :number
+        SELECT from_, message_id, CAST(body AS BLOB), arrived FROM inbox WHERE number = :number
     """,
     check=readUpstream,
     isUnique=False,
@@ -99,12 +105,15 @@ OUTBOX = Box(
     view="""
         SELECT number, CASE WHEN outcome IS NULL THEN 'waiting'
                 WHEN reported IS NULL THEN 'unreported' ELSE 'failed' END AS state,
-            message_id, target AS peer, since, tries, settled AS ended, reported, reason, outcome, body
+            CAST(message_id AS TEXT) AS message_id, CAST(target AS TEXT) AS peer,
+            CAST(since AS REAL) AS since, CAST(tries AS INTEGER) AS tries, CAST(settled AS REAL) AS ended,
+            CAST(reported AS REAL) AS reported, CAST(reason AS TEXT) AS reason,
+            CAST(outcome AS BLOB) AS outcome, CAST(body AS BLOB) AS body
         FROM outbox
     """,
     again="""
         INSERT INTO outbox (message_id, target, body, since)
-        SELECT message_id, target, body, :now FROM outbox WHERE number = :number
+        SELECT message_id, target, CAST(body AS BLOB), :now FROM outbox WHERE number = :number
     """,
     check=readDownstream,
     isUnique=True,
@@ -210,14 +219,13 @@ def openStore(path: str) -> _Connection:
 
     @raise StoreUnavailable: if that is impossible; the text says why.
     """
-    if not os.path.exists(path):
-        raise StoreUnavailable("there is no such file")
+    size = _checkFile(path)
     try:
         with closing(sqlite3.connect(path)) as connection:
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
         raise StoreUnavailable(explain(error)) from None
-    if os.path.getsize(path) == 0:
+    if size == 0:
         raise StoreUnavailable("the file is empty: the service makes a store of it when it starts")
     # 0 is another program's, or a store that was about to be made.
     if version == 0 or version >= VERSION:
@@ -228,6 +236,34 @@ def openStore(path: str) -> _Connection:
                 f"it is of version {version}, and a service of that version is using it: stop that first"
             )
         return connect(path, create=False)
+
+
+def _checkFile(path: str) -> int:
+    """
+    See to it that there is a file that is ours to use.
+
+    @return: its size.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreUnavailable("there is no such file") from None
+    except PermissionError as error:
+        raise StoreUnavailable(f"{explain(error)}: run this as the user that the service runs as") from None
+    except OSError as error:
+        raise StoreUnavailable(explain(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreUnavailable("that is no file: name another one")
+    # Who may only read it would make files beside it that keep the service out.
+    if os.access(path, os.R_OK | os.W_OK):
+        return status.st_size
+    if status.st_uid == os.geteuid():
+        raise StoreUnavailable("it is read-only: check the permissions of the file and of its directory")
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = f"user {status.st_uid}"
+    raise StoreUnavailable(f"it belongs to {owner}: run this as that user")
 
 
 @contextmanager
@@ -297,7 +333,9 @@ def entries(
     order = "DESC" if newestFirst else "ASC"
     clause = f"WHERE {condition} ORDER BY number {order} LIMIT ?"
     # SQLite takes less than 0 for no limit.
-    return _query(connection, box, clause, [*arguments, -1 if limit is None else limit], withBody)
+    return _query(
+        connection, box, clause, [*arguments, -1 if limit is None else min(limit, sys.maxsize)], withBody
+    )
 
 
 def _query(
@@ -322,28 +360,39 @@ def numbers(connection: _Connection, box: Box, which: Which) -> list[int]:
     return [number for (number,) in found]
 
 
-def find(connection: _Connection, box: Box, name: str, by: str | None = None) -> list[Entry]:
+def find(
+    connection: _Connection, box: Box, names: Iterable[str], by: str | None = None
+) -> dict[str, list[Entry]]:
     """
     The messages that somebody means.
 
-    @param name: a number or a C{message_id}.
-    @param by: C{"number"} or C{"message_id"} if it can only be that.
-    @return: all that it fits, with their bodies.  Digits can be both.
+    @param names: numbers and C{message_id}s.
+    @param by: C{"number"} or C{"message_id"} if they can only be that.
+    @return: for each name all that it fits, in the order of their numbers, with
+        their bodies.  Digits can be both.
     """
-    conditions: list[str] = []
-    arguments: list[object] = []
-    # No number is longer, and SQLite knows no longer ones.
-    if by != "message_id" and name.isascii() and name.isdigit() and len(name) < 19:
-        conditions.append("number = ?")
-        arguments.append(int(name))
-    if by != "number":
-        conditions.append("message_id = ?")
-        arguments.append(name)
-    if not conditions:
-        return []
-    return list(
-        _query(connection, box, f"WHERE {' OR '.join(conditions)} ORDER BY number", arguments, withBody=True)
-    )
+    found: dict[str, list[Entry]] = {name: [] for name in names}
+    left = list(found)
+    while left:
+        # Many in one query: no index knows the message_ids, so each goes through the whole table.
+        some, left = left[: AT_ONCE // 2], left[AT_ONCE // 2 :]
+        meant: dict[int | str, list[str]] = {}
+        for name in some:
+            # No number is longer, and SQLite knows no longer ones.
+            if by != "message_id" and name.isascii() and name.isdigit() and len(name) < 19:
+                meant.setdefault(int(name), []).append(name)
+            if by != "number":
+                meant.setdefault(name, []).append(name)
+        numbers = [each for each in meant if isinstance(each, int)]
+        message_ids = [each for each in meant if isinstance(each, str)]
+        clause = f"number IN ({_marks(numbers)})"
+        if message_ids:
+            clause += f" OR message_id IN ({_marks(message_ids)})"
+        arguments = [*numbers, *message_ids]
+        for entry in _query(connection, box, f"WHERE {clause} ORDER BY number", arguments, withBody=True):
+            for name in {*meant.get(entry.number, ()), *meant.get(entry.message_id, ())}:
+                found[name].append(entry)
+    return found
 
 
 def malformed(box: Box, body: bytes) -> str | None:

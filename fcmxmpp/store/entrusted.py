@@ -51,7 +51,7 @@ def load(
         [
             _entry(*row)
             for row in connection.execute(
-                "SELECT number, sender_id, expires, body FROM entrusted "
+                "SELECT number, sender_id, expires, CAST(body AS BLOB) FROM entrusted "
                 "WHERE number > ? ORDER BY number LIMIT ?",
                 page,
             ).fetchall()

@@ -107,7 +107,7 @@ def load(
         [
             _entry(*row)
             for row in connection.execute(
-                "SELECT number, from_, message_id, arrived, tries, body FROM inbox "
+                "SELECT number, from_, message_id, arrived, tries, CAST(body AS BLOB) FROM inbox "
                 "WHERE reason IS NULL AND number > ? ORDER BY number LIMIT ?",
                 page,
             ).fetchall()

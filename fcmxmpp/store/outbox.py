@@ -73,7 +73,7 @@ def load(
         [
             _entry(*row)
             for row in connection.execute(
-                "SELECT number, message_id, target, since, body FROM outbox "
+                "SELECT number, message_id, target, since, CAST(body AS BLOB) FROM outbox "
                 "WHERE outcome IS NULL AND number > ? ORDER BY number LIMIT ?",
                 page,
             ).fetchall()
@@ -147,7 +147,8 @@ def unreported(connection: Connection, pages: Sequence[tuple[int, int]]) -> list
         [
             _settled(*row)
             for row in connection.execute(
-                "SELECT number, message_id, target, tries, settled, outcome, body FROM outbox "
+                "SELECT number, message_id, target, tries, settled, "
+                "CAST(outcome AS BLOB), CAST(body AS BLOB) FROM outbox "
                 "WHERE outcome IS NOT NULL AND reported IS NULL AND number > ? ORDER BY number LIMIT ?",
                 page,
             ).fetchall()
