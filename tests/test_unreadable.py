@@ -91,7 +91,7 @@ class FileTests(SynchronousTestCase):
         letter = DeadLetter(number=1, from_="tok", message_id="1", body=b"", reason=bad.reason)
         self.assertTrue(self.result(self.store.inbox.putAside(letter)))
         self.assertEqual([2], [entry.number for entry in self.result(self.store.inbox.load(0, 10))])
-        (kept,) = browse.find(self.other, browse.INBOX, "1", "number")
+        (kept,) = browse.find(self.other, browse.INBOX, ["1"], "number")["1"]
         self.assertEqual(("dead", b"nonsense", bad.reason), (kept.state, kept.body, kept.reason))
 
     def test_outbox(self) -> None:
@@ -111,7 +111,7 @@ class FileTests(SynchronousTestCase):
         self.assertIsInstance(settled.outcome.error, Unreadable)
         self.result(self.store.outbox.reported(1))
         self.assertEqual([], self.result(self.store.outbox.unreported(0, 10)))
-        (kept,) = browse.find(self.other, browse.OUTBOX, "1", "number")
+        (kept,) = browse.find(self.other, browse.OUTBOX, ["1"], "number")["1"]
         self.assertEqual(("failed", f"Unreadable: {bad.reason}"), (kept.state, kept.reason))
 
     def test_outcome(self) -> None:
