@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from msgspec import structs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -83,8 +84,7 @@ class AppServer(Service):
             object, to send by, and returns the handler.
         @param clock: the reactor.
         @param connections: how many links to keep open.
-        @param policy: how messages are handled; with a store they are, unless
-            this says otherwise, acknowledged when they are stored.
+        @param policy: how messages are handled.
         @param store: the durable inbox and outbox, a service of its own: it
             has to be started before this one and stopped after it, which is
             what L{InOrder<fcmxmpp.services.InOrder>} is for.
@@ -98,7 +98,9 @@ class AppServer(Service):
         """
         if connections < 1:
             raise ValueError("an AppServer needs at least one connection")
-        policy = policy or Policy(ack="handled" if store is None else "stored")
+        policy = policy or Policy()
+        if policy.ack is None:
+            policy = structs.replace(policy, ack="handled" if store is None else "stored")
         if policy.ack == "stored" and store is None:
             raise ValueError("to acknowledge what is stored takes a store")
         self._store = store

@@ -68,7 +68,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     """
     How messages are handled.
 
-    @ivar ack: one of L{POLICIES}.
+    @ivar ack: one of L{POLICIES}; None for C{"stored"} where there is a store,
+        and C{"handled"} otherwise.
     @ivar ordered: whether the messages of one device, its receipts included,
         are handled one at a time, in the order they came.  One that fails
         keeps those behind it waiting until it is handled or put aside, and
@@ -80,7 +81,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         tokens and identifiers are long.
     """
 
-    ack: str = "handled"
+    ack: str | None = None
     ordered: bool = False
     handlerTimeout: float = 60.0
     handlerTries: int = 3
@@ -90,7 +91,7 @@ class Policy(Struct, frozen=True, kw_only=True):
         """
         @raise ValueError: if a value makes no sense.
         """
-        if self.ack not in POLICIES:
+        if self.ack not in (None, *POLICIES):
             raise ValueError(f"ack must be one of: {', '.join(POLICIES)}")
         if self.handlerTimeout <= 0 or self.handlerTries < 1 or self.remembered < 1:
             raise ValueError("the time-out, the tries and the memory must be positive")
@@ -638,7 +639,7 @@ class UpstreamDelivery:
             "dead letter {message_id!r}: {reason}{kept}",
             message_id=letter.message_id[:100],
             reason=letter.reason,
-            kept="; kept in the store" if isKept and self._inbox is not None else "",
+            kept="; kept: see fcmxmpp inbox list" if isKept and self._inbox is not None else "",
         )
         if self._observe is not None:
             self._observe(DeadLettered(letter.message_id, letter.from_, letter.reason))

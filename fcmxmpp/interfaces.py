@@ -147,6 +147,12 @@ class Stored:
         self.message_id = message_id
         self._whenSettled = whenSettled
 
+    def __repr__(self) -> str:
+        """
+        Which message it is.
+        """
+        return f"Stored({self.message_id!r})"
+
     def whenSettled(self) -> Deferred[Ack]:
         """
         The outcome, as far as this process learns of it.

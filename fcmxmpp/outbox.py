@@ -810,6 +810,7 @@ class StoredSender:
         # First, because whoever is told may have reports end, and others read.
         if self._reports is not None:
             self._reports.add(number, outcome)
+        self._noteFailure(number, outcome)
         self._tell(number, result)
         self._loadIfRoom()
 
@@ -820,6 +821,20 @@ class StoredSender:
         ticket = self._tickets.pop(number, None)
         if ticket is not None:
             ticket.tell(result)
+
+    def _noteFailure(self, number: int, outcome: Outcome) -> None:
+        """
+        Say that a message failed, where nobody else is told.
+        """
+        error = outcome.error
+        if error is None or self._reports is not None or number in self._awaited:
+            return
+        _log.warn(
+            "message {message_id!r} was not accepted: {reason}; kept: see fcmxmpp outbox list",
+            message_id=(outcome.message.message_id or "")[:100],
+            # Not its code, which may be anything, if it is an unknown one.
+            reason=f"{type(error).__name__}: {error}",
+        )
 
     # The end.
 

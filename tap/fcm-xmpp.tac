@@ -85,8 +85,7 @@ AppServer(
     credentials,
     Journal(),
     clock=reactor,
-    # A Policy of your own says when to acknowledge, too.
-    policy=Policy(ack="handled" if store is None else "stored", handlerTimeout=30, handlerTries=5),
+    policy=Policy(handlerTimeout=30, handlerTries=5),
     store=store,
     server=server,  # what the log calls it
 ).setServiceParent(services)

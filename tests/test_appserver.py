@@ -1088,6 +1088,10 @@ class SummaryTests(SynchronousTestCase):
         for options, said in (
             ({}, "1 link to the connection server, messages are acknowledged when handled"),
             (
+                {"policy": Policy(handlerTries=5)},
+                "1 link to the connection server, messages are acknowledged when handled",
+            ),
+            (
                 {"connections": 2, "policy": Policy(ack="received"), "server": "push.example.org:5235"},
                 "2 links to push.example.org:5235, messages are acknowledged when received",
             ),

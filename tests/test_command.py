@@ -914,7 +914,7 @@ class PageTests(SynchronousTestCase):
         # What is said of the handler is said of its outcomes, too.
         source = "".join(said).replace("the {what} ", "the handler ")
         lines = re.findall(r"^\| `(.*?)` \|", self.page, re.MULTILINE)
-        self.assertEqual(11, len(lines))
+        self.assertEqual(12, len(lines))
         for line in lines:
             for piece in filter(None, re.split("[ :]*…[ :]*", line)):
                 self.assertIn(piece, source, line)

@@ -990,7 +990,7 @@ class HandledTests(InboxCase):
         process.take(upstream("m-1"))
         process.inbox.release(1)
         reason = "the handler failed 1 times, last: builtins.ZeroDivisionError"
-        self.assertEqual([f"dead letter 'm-1': {reason}; kept in the store"], self.stopAt(process))
+        self.assertEqual([f"dead letter 'm-1': {reason}; kept: see fcmxmpp inbox list"], self.stopAt(process))
         (letter,) = self.store.inbox.deadLetters
         self.assertEqual((reason, 1), (letter.reason, process.delivery.deadLetters))
 
@@ -1054,7 +1054,11 @@ class AppServerTests(SynchronousTestCase):
         pair.device.send("m-1", {})
         pair.advance(1)
         self.assertEqual(["m-1"], pair.device.delivered)
-        handled = connectedPair(RecordingHandler(never), Policy(), store=store, clock=clock)
+        pair = connectedPair(RecordingHandler(never), Policy(handlerTries=5), store=store, clock=clock)
+        pair.device.send("m-3", {})
+        pair.advance(1)
+        self.assertEqual(["m-3"], pair.device.delivered)
+        handled = connectedPair(RecordingHandler(never), Policy(ack="handled"), store=store, clock=clock)
         handled.device.send("m-2", {})
         handled.advance(1)
         self.assertEqual([], handled.device.delivered)

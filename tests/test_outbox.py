@@ -8,6 +8,7 @@ import gc
 from weakref import ref
 
 from twisted.internet.defer import CancelledError
+from twisted.logger import eventAsText
 from zope.interface.verify import verifyObject
 
 from fcmxmpp.errors import (
@@ -532,6 +533,28 @@ class OutcomeTests(OutboxCase):
         self.assertIs(Nacked, life.outcome("m"))
         self.assertEqual((0, 1), (life.stored.successes, life.stored.failures))
         self.assertEnds(life)
+
+    def test_nobodyIsTold(self) -> None:
+        """
+        That a message failed is logged where nobody else is told: neither by an
+        outcome handler nor by waiting for it.
+        """
+        for outcomes, waits, said in (
+            (
+                False,
+                False,
+                ["message 'm' was not accepted: Nacked: INVALID_JSON; kept: see fcmxmpp outbox list"],
+            ),
+            (False, True, []),
+            (True, False, []),
+        ):
+            life = self.makeLife(outcomes=outcomes)
+            life.entrust(to("m"), to("accepted"))
+            if waits:
+                life.wait("m")
+            events = self.logged(lambda life=life: (life.nack("INVALID_JSON", "m"), life.ack("accepted")))
+            self.assertEqual(said, [eventAsText(e, False, False, False) for e in events])
+            self.assertEnds(life)
 
     def test_afterwards(self) -> None:
         """

@@ -298,7 +298,7 @@ class DiskTests(Case):
             (
                 faultyvfs.IOERR_FSYNC,
                 "sync",
-                "the disk fails to read or write: check the disk and the kernel's log",
+                "the disk fails to read or write, or is full: check the disk and the kernel's log",
             ),
         ):
             # The first and the last step of making a store, and one in between.
@@ -521,7 +521,7 @@ class ExplainTests(SynchronousTestCase):
             ),
             (
                 sqlite3.OperationalError("disk I/O error"),
-                "the disk fails to read or write: check the disk and the kernel's log",
+                "the disk fails to read or write, or is full: check the disk and the kernel's log",
             ),
             (sqlite3.OperationalError("something new"), "something new"),
             (OSError(errno.EACCES, "Permission denied", "/a/path"), "it cannot be opened: Permission denied"),

@@ -308,12 +308,12 @@ class FaultTests(Case):
         (
             faultyvfs.IOERR_WRITE,
             "write",
-            "the disk fails to read or write: check the disk and the kernel's log",
+            "the disk fails to read or write, or is full: check the disk and the kernel's log",
         ),
         (
             faultyvfs.IOERR_FSYNC,
             "sync",
-            "the disk fails to read or write: check the disk and the kernel's log",
+            "the disk fails to read or write, or is full: check the disk and the kernel's log",
         ),
         (
             faultyvfs.READONLY,

@@ -353,7 +353,7 @@ class GroupCommitTests(SynchronousTestCase):
         down = [
             (
                 LogLevel.error,
-                "the store NAME does not work: it is broken; nothing is lost, and it is tried again",
+                "the store NAME does not work: it is broken; nothing is taken over or acknowledged",
             )
         ]
         up = [(LogLevel.info, "the store NAME works again")]
@@ -450,6 +450,22 @@ class GroupCommitTests(SynchronousTestCase):
         self.reactor.turn()
         self.assertIsNone(self.successResultOf(ended))
         self.assertEqual(0, self.opened)
+
+    def test_stopTwice(self) -> None:
+        """
+        Whoever has it stopped is told at the end, once for each call; then it
+        can be started again.
+        """
+        self.start()
+        first, second = self.commits.stop(), self.commits.stop()
+        self.assertNoResult(first)
+        self.reactor.turn()
+        self.assertEqual([None, None], [self.successResultOf(each) for each in (first, second)])
+        self.commits.start()
+        self.addCleanup(self.stop)
+        added = self.commits.do(self.insert, 1)
+        self.reactor.turnUntil(added)
+        self.assertEqual(2, self.successResultOf(added))
 
     def test_notStarted(self) -> None:
         """

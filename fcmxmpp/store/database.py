@@ -234,7 +234,7 @@ _ADVICE = (
     ("not a database", "the file is no database, or damaged: name another file"),
     ("locked", "another program keeps it locked: end that program"),
     ("unable to open", "it cannot be opened: check that the directory is there, and the permissions"),
-    ("disk I/O error", "the disk fails to read or write: check the disk and the kernel's log"),
+    ("disk I/O error", "the disk fails to read or write, or is full: check the disk and the kernel's log"),
 )
 
 

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -88,7 +88,8 @@ class GroupCommit:
         self._flushing: IDelayedCall | None = None
         self._isUrgent = False
         self._thread: Thread | None = None
-        self._ended: Deferred[None] | None = None
+        self._isStopping = False
+        self._waiters: list[Deferred[None]] = []
         self._told: float | None = None
         self.commits = 0
 
@@ -96,7 +97,7 @@ class GroupCommit:
         """
         Start the thread.
         """
-        self._ended = None
+        self._isStopping = False
         self._thread = Thread(target=self._run, name=f"store {self._name}", daemon=True)
         self._thread.start()
 
@@ -110,7 +111,7 @@ class GroupCommit:
         @return: fires with the result once that is committed; fails with
             L{StoreUnavailable}, or with L{Stopped} if the thread does not run.
         """
-        if self._thread is None or self._ended is not None:
+        if self._thread is None or self._isStopping:
             return fail(Stopped("the store is not open"))
         if urgent and not self._isUrgent:
             # What comes in one turn of the reactor goes into one transaction.
@@ -148,14 +149,14 @@ class GroupCommit:
         @return: fires when it has ended and every result has been told.
         """
         if self._thread is None:
-            ended: Deferred[None] = Deferred()
-            ended.callback(None)
-            return ended
-        assert self._ended is None
-        self._flush()
-        self._ended = Deferred()
-        self._batches.put(None)
-        return self._ended
+            return succeed(None)
+        if not self._isStopping:
+            self._isStopping = True
+            self._flush()
+            self._batches.put(None)
+        ended: Deferred[None] = Deferred()
+        self._waiters.append(ended)
+        return ended
 
     # In the thread.
 
@@ -240,7 +241,7 @@ class GroupCommit:
             if self._told is None or now - self._told >= REMIND:
                 self._told = now
                 _log.error(
-                    "the store {name} does not work: {error}; nothing is lost, and it is tried again",
+                    "the store {name} does not work: {error}; nothing is taken over or acknowledged",
                     name=self._name,
                     error=error,
                 )
@@ -251,10 +252,12 @@ class GroupCommit:
         """
         The thread is at its end.
         """
-        assert self._thread is not None and self._ended is not None
+        assert self._thread is not None
         self._thread.join()
         self._thread = None
-        self._ended.callback(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
 
 
 def _transact(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
