@@ -324,11 +324,11 @@ class PolicyTests(DeliveryCase):
 
     def test_defaults(self) -> None:
         """
-        Without a word from anybody, messages are acknowledged when they have
-        been handled, within a minute and after at most three tries.
+        Without a word from anybody, messages are acknowledged as fits (see
+        L{AppServer}), handled within a minute, and given up after three tries.
         """
         policy = Policy()
-        self.assertEqual(("handled", 60.0, 3), (policy.ack, policy.handlerTimeout, policy.handlerTries))
+        self.assertEqual((None, 60.0, 3), (policy.ack, policy.handlerTimeout, policy.handlerTries))
 
     def test_unknownAck(self) -> None:
         """
