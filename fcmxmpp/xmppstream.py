@@ -40,8 +40,6 @@ class GCMStream(xmlstream.XmlStream):
     """
     One XMPP stream, at either end.
 
-    @ivar onGCM: is called with every L{GCMStanza}; none is expected before the
-        login is complete.
     @ivar onBytes: is called when any bytes came.
     @ivar onRoom: is called when L{full} ends.
     @ivar full: whether the peer reads so slowly that nothing more should be
@@ -60,7 +58,7 @@ class GCMStream(xmlstream.XmlStream):
     def __init__(self, authenticator: xmlstream.Authenticator, clock: IReactorTime) -> None:
         super().__init__(authenticator)
         self.clock = clock
-        self.onGCM: Callable[[GCMStanza], None] = self._unauthorized
+        self._onGCM: Callable[[GCMStanza], None] = self._unauthorized
         self.onBytes: Callable[[], None] = lambda: None
         self.onRoom: Callable[[], None] = lambda: None
         self.full = False
@@ -78,7 +76,24 @@ class GCMStream(xmlstream.XmlStream):
         self.stream.DocumentStartEvent = self.onDocumentStart
         self.stream.ElementEvent = self.onElement
         self.stream.DocumentEndEvent = self.onDocumentEnd
-        self.stream.GCMEvent = lambda stanza: self.onGCM(stanza)
+        self.stream.GCMEvent = self._onGCM
+
+    @property
+    def onGCM(self) -> Callable[[GCMStanza], None]:
+        """
+        What is called with every L{GCMStanza}; none is expected before the
+        login is complete.
+        """
+        return self._onGCM
+
+    @onGCM.setter
+    def onGCM(self, called: Callable[[GCMStanza], None]) -> None:
+        """
+        The parser calls it, so that it costs one call a message and not two.
+        """
+        self._onGCM = called
+        if self.stream is not None:
+            self.stream.GCMEvent = called
 
     def _callLater(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -157,9 +172,9 @@ class GCMStream(xmlstream.XmlStream):
         We are deaf from here on, though more may come before the connection
         is closed, and though more may stand in what is being parsed.
         """
+        self.onGCM = lambda stanza: None
         self.stream = None
         self._ignoreFull()
-        self.onGCM = lambda stanza: None
         super().sendStreamError(streamError)
         self.limitClose()
 

@@ -323,11 +323,24 @@ def trees() -> st.SearchStrategy[str]:
     """
     names = st.sampled_from(["message", "gcm", "iq", "x"])
 
-    def build(name: str, namespace: str, attributes: dict[str, str], content: list[str]) -> str:
-        return f'{start(name, attributes)} xmlns="{namespace}">{"".join(content)}</{name}>'
+    def build(
+        name: str, namespace: str, attributes: dict[str, str], content: list[str], prefix: str = ""
+    ) -> str:
+        # A prefix cannot be declared for no namespace.
+        prefix = prefix if namespace else ""
+        full = f"{prefix}:{name}" if prefix else name
+        declared = "xmlns" + (f":{prefix}" if prefix else "")
+        return f'{start(full, attributes)} {declared}="{namespace}">{"".join(content)}</{full}>'
 
     def inside(content: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-        return st.builds(build, names, st.sampled_from(NAMESPACES), ATTRIBUTES, st.lists(content, max_size=4))
+        return st.builds(
+            build,
+            names,
+            st.sampled_from(NAMESPACES),
+            ATTRIBUTES,
+            st.lists(content, max_size=4),
+            st.sampled_from(["", "", "data", "p"]),
+        )
 
     gcm = st.builds(build, st.just("gcm"), st.just(NS_GCM), st.just({}), st.lists(WRITTEN, max_size=2))
     content = st.recursive(WRITTEN | gcm, inside, max_leaves=8)
@@ -349,7 +362,8 @@ def structure(node: domish.Element) -> Any:
         for child in node.children
         if isinstance(child, domish.Element) or not (isMessage and node.parent is None)
     ]
-    return (node.uri, node.name, {} if isGCM else dict(node.attributes), children)
+    attributes = {} if isGCM else dict(node.attributes)
+    return (node.uri, node.name, node.defaultUri, node.localPrefixes, attributes, children)
 
 
 class ElementStreamTests(SynchronousTestCase):
