@@ -582,14 +582,29 @@ class MessageTypeTests(Decoding):
         for data in ({"message_type": "ack"}, {"k": '"message_type":"ack"'}, {"k": "message_type"}):
             up = {"data": data, "from": "tok-A", "message_id": "u-17"}
             down = {"data": data, "to": "tok-A", "message_id": "m-1"}
-            self.assertEqual(
-                decodeFromConnectionServer(json.dumps(up)),
-                UpstreamMessage(data=data, from_="tok-A", message_id="u-17"),
-            )
-            self.assertEqual(
-                decodeFromAppServer(json.dumps(down)),
-                DownstreamMessage(data=data, to="tok-A", message_id="m-1"),
-            )
+            for separators in ((",", ":"), (", ", ": ")):
+                self.assertEqual(
+                    decodeFromConnectionServer(json.dumps(up, separators=separators)),
+                    UpstreamMessage(data=data, from_="tok-A", message_id="u-17"),
+                )
+                self.assertEqual(
+                    decodeFromAppServer(json.dumps(down, separators=separators)),
+                    DownstreamMessage(data=data, to="tok-A", message_id="m-1"),
+                )
+
+    def test_typeElsewhere(self) -> None:
+        """
+        Nor is one an ACK that has such a key somewhere within.
+        """
+        text = '{"from":"tok-A","message_id":"u-17","x":{"message_type":"ack"}}'
+        self.assertEqual(decodeFromConnectionServer(text), UpstreamMessage(from_="tok-A", message_id="u-17"))
+        text = (
+            '{"data":{"message_status":"SENT","original_message_id":"m-1","message_type":"ack"},'
+            '"message_id":"dr2:m-1","message_type":"receipt","from":"gcm.googleapis.com"}'
+        )
+        self.assertIsInstance(decodeFromConnectionServer(text), Receipt)
+        text = '{"message_type":"nack","from":"t","message_id":"m-1","error":"X","x":{"message_type":"ack"}}'
+        self.assertIsInstance(decodeFromConnectionServer(text), Nack)
 
     def test_escapedKey(self) -> None:
         """
