@@ -11,6 +11,7 @@ C{XMPPHandler.send}, whose queue would replay ACKs on the next stream.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -40,7 +41,7 @@ from fcmxmpp.session import (
     Send,
     Session,
 )
-from fcmxmpp.stanza import answerIQ, clientStanza, parseStanzaError, payloadOf
+from fcmxmpp.stanza import ackStanza, answerIQ, clientStanza, parseStanzaError, payloadOf
 from fcmxmpp.xmppstream import GCMStream
 
 
@@ -107,20 +108,20 @@ class AckObserver:
 
     It is a transparent observer: it writes the ACK to the stream that brought
     the message (or drops it, if that stream is gone; the connection server
-    will deliver the message again) and passes its input through.
+    will deliver the message again) and passes its input through.  Each stream
+    has one, which is chained onto every message together with its ACK.
     """
 
-    __slots__ = ("_ack", "_protocol")
+    __slots__ = ("_protocol",)
 
-    def __init__(self, protocol: FCMClientProtocol, ack: UpstreamAck) -> None:
+    def __init__(self, protocol: FCMClientProtocol) -> None:
         self._protocol = protocol
-        self._ack = ack
 
-    def __call__(self, result: object) -> object:
+    def __call__(self, result: object, ack: UpstreamAck) -> object:
         """
-        Somebody has taken responsibility for the message.
+        Somebody has taken responsibility for a message.
         """
-        self._protocol.acknowledge(self._ack)
+        self._protocol.acknowledge(ack)
         return result
 
 
@@ -161,6 +162,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self._oddities = 0
         self._stream: GCMStream | None = None
         self._timer: IDelayedCall | None = None
+        self._ackObserver = AckObserver(self)
 
     def connectionInitialized(self) -> None:
         """
@@ -271,37 +273,69 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         Do what the session wants done.
         """
         for output in outputs:
-            if isinstance(output, Received):
-                message = output.message
-                assert not isinstance(message, DownstreamMessage)
-                self._chain(self._responsible.take(message), message.ack())
-            elif isinstance(output, Send):
-                assert isinstance(output.message, (DownstreamMessage, UpstreamAck))
-                self._write(clientStanza(output.message))
-            elif isinstance(output, Answered):
-                self._answered(output)
-            elif isinstance(output, Draining):
-                self._settles.linkDraining(self)
-                self._drained()
-            elif isinstance(output, Lost):
-                unanswered = [m for m in output.unanswered if isinstance(m, DownstreamMessage)]
-                self._settles.linkLost(self, unanswered)
-            elif isinstance(output, Overdue):
-                assert isinstance(output.message, DownstreamMessage)
-                self._settles.overdue(self, output.message)
-            elif isinstance(output, Probe):
-                self._write(_PING)
-            elif isinstance(output, Dead):
-                _log.warn(
-                    "link {link}: the connection server is silent; giving the stream up", link=self.number
-                )
-                assert self._stream is not None
-                self._stream.abort()
-            elif isinstance(output, Foreign):
-                self._tellOddity("ignored an answer to no message of this stream")
-            else:
-                assert isinstance(output, Ignored)
-                self._tellOddity("ignored a message of a type that this version does not know")
+            _ACTIONS[type(output)](self, output)
+
+    def _received(self, output: Received) -> None:
+        """
+        Have a message taken over.
+        """
+        message = output.message
+        assert not isinstance(message, DownstreamMessage)
+        self._chain(self._responsible.take(message), message.ack())
+
+    def _send(self, output: Send) -> None:
+        """
+        Write a message.
+        """
+        assert isinstance(output.message, (DownstreamMessage, UpstreamAck))
+        self._write(clientStanza(output.message))
+
+    def _draining(self, _: Draining) -> None:
+        """
+        This stream is about to be closed.
+        """
+        self._settles.linkDraining(self)
+        self._drained()
+
+    def _lost(self, output: Lost) -> None:
+        """
+        The stream is gone.
+        """
+        unanswered = [m for m in output.unanswered if isinstance(m, DownstreamMessage)]
+        self._settles.linkLost(self, unanswered)
+
+    def _overdue(self, output: Overdue) -> None:
+        """
+        The answer to a message did not come in time.
+        """
+        assert isinstance(output.message, DownstreamMessage)
+        self._settles.overdue(self, output.message)
+
+    def _probe(self, _: Probe) -> None:
+        """
+        Ask for a sign of life.
+        """
+        self._write(_PING)
+
+    def _dead(self, _: Dead) -> None:
+        """
+        There was none.
+        """
+        _log.warn("link {link}: the connection server is silent; giving the stream up", link=self.number)
+        assert self._stream is not None
+        self._stream.abort()
+
+    def _foreign(self, _: Foreign) -> None:
+        """
+        An answer to nothing.
+        """
+        self._tellOddity("ignored an answer to no message of this stream")
+
+    def _ignored(self, _: Ignored) -> None:
+        """
+        Something of a later version.
+        """
+        self._tellOddity("ignored a message of a type that this version does not know")
 
     def _tellOddity(self, what: str) -> None:
         """
@@ -325,8 +359,11 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         Chain the ACK onto whatever takes responsibility.
         """
-        taken.addCallback(AckObserver(self, ack))
-        taken.addErrback(_notTaken)
+        if taken.called and taken.result is None:
+            # It has fired: addCallbacks would do just this, in four times the time.
+            self._ackObserver(None, ack)
+        else:
+            taken.addCallbacks(self._ackObserver, _notTaken, (ack,))
 
     def _answered(self, output: Answered) -> None:
         """
@@ -345,12 +382,18 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         Write an ACK to this stream, if it still exists.  For L{AckObserver}.
         """
-        if self.session is None or self._stream is None or self._stream.closing:
+        stream = self._stream
+        if self.session is None or stream is None or stream.closing:
             return
-        outputs = self.session.answer(ack)
-        self._carryOut(outputs)
-        if outputs and self._observe is not None:
-            self._observe(Acknowledged(ack.message_id, ack.to))
+        if self.session.answer(ack):
+            try:
+                stanza = ackStanza(ack)
+            except NotSendable:
+                self._tellOddity("cannot acknowledge a message: its ACK would be larger than a stanza may be")
+                return
+            stream.write(stanza)
+            if self._observe is not None:
+                self._observe(Acknowledged(ack.message_id, ack.to))
 
     # What the application sends.
 
@@ -359,10 +402,10 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         How many downstream messages may be sent on this stream now.
         """
-        stream = self._stream
-        if self.session is None or stream is None or stream.closing or stream.full:
+        stream, session = self._stream, self.session
+        if session is None or stream is None or stream.full or stream.closing:
             return 0
-        return self.session.room
+        return session.room
 
     def sendDownstream(self, message: DownstreamMessage) -> None:
         """
@@ -405,6 +448,21 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         outputs = self.session.wake(self._clock.seconds())
         self._setTimer()
         self._carryOut(outputs)
+
+
+#: What is done for each output of a session at this end.
+_ACTIONS: dict[type, Callable[[FCMClientProtocol, Any], None]] = {
+    Received: FCMClientProtocol._received,
+    Send: FCMClientProtocol._send,
+    Answered: FCMClientProtocol._answered,
+    Draining: FCMClientProtocol._draining,
+    Lost: FCMClientProtocol._lost,
+    Overdue: FCMClientProtocol._overdue,
+    Probe: FCMClientProtocol._probe,
+    Dead: FCMClientProtocol._dead,
+    Foreign: FCMClientProtocol._foreign,
+    Ignored: FCMClientProtocol._ignored,
+}
 
 
 def _notTaken(failure: Failure) -> None:

@@ -261,7 +261,10 @@ class Session:
         """
         How many messages may be sent now.
         """
-        return self._window.room if self.phase is Phase.OPEN and self._probed is None else 0
+        if self.phase is not Phase.OPEN or self._probed is not None:
+            return 0
+        window = self._window
+        return window.size - len(window)
 
     @property
     def unanswered(self) -> int:
@@ -326,8 +329,10 @@ class Session:
         """
         Take a message out of the window, if it is there.
         """
-        self._sentAt.pop(key, None)
-        return self._window.answer(key)
+        message = self._window.answer(key)
+        if message is not None:
+            del self._sentAt[key]
+        return message
 
     def receive(self, message: FromConnectionServer | FromAppServer) -> list[Output]:
         """
@@ -335,9 +340,10 @@ class Session:
         """
         if self.phase is Phase.CLOSED:
             return []
-        if isinstance(message, (UpstreamMessage, Receipt)):
+        # Two questions that are quicker than one for either of both.
+        if isinstance(message, UpstreamMessage) or isinstance(message, Receipt):  # noqa: SIM101
             return [Received(message)]
-        if isinstance(message, (UpstreamAck, Ack, Nack)):
+        if isinstance(message, Ack) or isinstance(message, (UpstreamAck, Nack)):  # noqa: SIM101
             return self._answered(message)
         if isinstance(message, DownstreamMessage):
             if self.phase is Phase.DRAINING:

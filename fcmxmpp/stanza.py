@@ -15,7 +15,7 @@ from twisted.words.xish import domish
 
 from fcmxmpp.elementstream import MAX_STANZA_BYTES, NS_GCM, GCMStanza
 from fcmxmpp.errors import NotSendable
-from fcmxmpp.messages import FromAppServer, FromConnectionServer, Receipt, UpstreamMessage
+from fcmxmpp.messages import FromAppServer, FromConnectionServer, Receipt, UpstreamAck, UpstreamMessage
 from fcmxmpp.payload import encode
 
 
@@ -23,6 +23,7 @@ __all__ = [
     "NS_PING",
     "NS_STANZAS",
     "StanzaError",
+    "ackStanza",
     "answerIQ",
     "attribute",
     "clientStanza",
@@ -71,6 +72,18 @@ def clientStanza(message: FromAppServer) -> bytes:
     if len(stanza) > MAX_STANZA_BYTES:
         # It would end the stream, and each that it is sent on again.
         raise NotSendable("message", "must not be larger than a stanza may be")
+    return stanza
+
+
+def ackStanza(ack: UpstreamAck) -> bytes:
+    """
+    An ACK of the app server, as the stanza to send.
+
+    @raise NotSendable: if it is too large for one.
+    """
+    stanza = b'<message id=""><gcm xmlns="google:mobile:data">%b</gcm></message>' % encode(ack)
+    if len(stanza) > MAX_STANZA_BYTES:
+        raise NotSendable("message_id", "must not be larger than a stanza may be")
     return stanza
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionLost
@@ -21,6 +21,7 @@ from twisted.words.xish.xmlstream import BootstrapMixin
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from fcmxmpp import client
 from fcmxmpp.client import MAX_ODDITIES, AckObserver, FCMClientProtocol, ISettles
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import MalformedPayload, Nacked, Stopped, StreamLost
@@ -36,7 +37,7 @@ from fcmxmpp.messages import (
     UpstreamAck,
     UpstreamMessage,
 )
-from fcmxmpp.session import Session
+from fcmxmpp.session import KeepAlive, Output, Session
 from fcmxmpp.stanza import serverStanza, stanzaError
 from fcmxmpp.xmppstream import GCMStream
 
@@ -232,9 +233,8 @@ def ackOf(message_id: str, to: str = "tok-A") -> str:
     """
     The stanza that acknowledges a message.
     """
-    stanzaID = "" if ":" in message_id else message_id
     return (
-        f'<message id="{stanzaID}"><gcm xmlns="google:mobile:data">'
+        '<message id=""><gcm xmlns="google:mobile:data">'
         f'{{"to":"{to}","message_id":"{message_id}","message_type":"ack"}}</gcm></message>'
     )
 
@@ -316,6 +316,18 @@ class FakesTests(ClientCase):
         connection.manager._packetQueue.clear()
 
 
+class ActionTests(SynchronousTestCase):
+    """
+    What is done for the outputs of a session.
+    """
+
+    def test_all(self) -> None:
+        """
+        There is something for each that can come at this end.
+        """
+        self.assertEqual(set(get_args(Output)) - {KeepAlive}, set(client._ACTIONS))
+
+
 class AckObserverTests(ClientCase):
     """
     L{AckObserver}.
@@ -327,8 +339,8 @@ class AckObserverTests(ClientCase):
         """
         connection = self.connection()
         for value in (None, 0, "text", [], object()):
-            observer = AckObserver(connection.protocol, upstream("u-1").ack())
-            self.assertIs(value, observer(value))
+            observer = AckObserver(connection.protocol)
+            self.assertIs(value, observer(value, upstream("u-1").ack()))
             self.assertEqual(ackOf("u-1"), connection.said())
 
     def test_inAChain(self) -> None:
@@ -337,12 +349,12 @@ class AckObserverTests(ClientCase):
         change, and only results are acknowledged.
         """
         connection = self.connection()
-        observer = AckObserver(connection.protocol, upstream("u-1").ack())
+        observer, ack = AckObserver(connection.protocol), upstream("u-1").ack()
         chain: Deferred[Any] = succeed("result")
-        self.assertEqual("result", self.successResultOf(chain.addCallback(observer)))
+        self.assertEqual("result", self.successResultOf(chain.addCallback(observer, ack)))
         self.assertEqual(ackOf("u-1"), connection.said())
         failing: Deferred[Any] = fail(RuntimeError("reason"))
-        self.failureResultOf(failing.addCallback(observer), RuntimeError)
+        self.failureResultOf(failing.addCallback(observer, ack), RuntimeError)
         self.assertEqual("", connection.said())
 
     def test_waits(self) -> None:
@@ -386,6 +398,21 @@ class AckObserverTests(ClientCase):
         for connection in (old, new):
             connection.receive(upstream("u-1"))
         self.assertEqual((ackOf("u-1"), ackOf("u-1")), (old.said(), new.said()))
+
+    def test_tooLarge(self) -> None:
+        """
+        An ACK that fits into no stanza, because of what its escapes take, is
+        not sent and told, and the stream goes on.
+        """
+        connection = self.connection()
+        text = '{"from":"tok-A","message_id":"%s"}' % ("&lt;" * 12_000)
+        connection.receive(
+            f'<message><gcm xmlns="google:mobile:data">{text}</gcm></message>'.encode(), upstream("u-2")
+        )
+        self.assertEqual(ackOf("u-2"), connection.said())
+        self.assertEqual([Acknowledged("u-2", "tok-A")], self.observed)
+        (said,) = self.logged(LogLevel.warn)
+        self.assertIn("its ACK would be larger than a stanza may be", said)
 
     def test_streamGone(self) -> None:
         """
