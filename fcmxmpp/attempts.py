@@ -35,23 +35,24 @@ class Task:
     """
     One thing that the application is called for.
 
+    Nearly all are done at once, so what they begin with stands in the class.
+
     @ivar name: what the log calls it: a C{message_id}.
     @ivar tries: tries that count.
     """
 
-    __slots__ = ("attempt", "deadline", "name", "retry", "tries", "unavailable")
+    tries = 0
+    #: Tries in a row at which the application said that it cannot work.
+    unavailable = 0
+    #: What the application returned and has not fired yet, and until when
+    #: it may.
+    attempt: Deferred[Any] | None = None
+    deadline = 0.0
+    #: The call that will make the next try.
+    retry: IDelayedCall | None = None
 
-    def __init__(self, name: str, tries: int = 0) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.tries = tries
-        #: Tries in a row at which the application said that it cannot work.
-        self.unavailable = 0
-        #: What the application returned and has not fired yet, and until when
-        #: it may.
-        self.attempt: Deferred[Any] | None = None
-        self.deadline = 0.0
-        #: The call that will make the next try.
-        self.retry: IDelayedCall | None = None
 
 
 _T = TypeVar("_T", bound=Task)
@@ -127,25 +128,31 @@ class Attempts(Generic[_T]):
         """
         self.calling += 1
         try:
-            self._call(task)
-        finally:
-            self.calling -= 1
-
-    def _call(self, task: _T) -> None:
-        """
-        The same, inside of it.
-        """
-        task.retry = None
-        try:
-            attempt = _asDeferred(self._callFor(task))
+            result = self._callFor(task)
+            attempt = None if result is None else _asDeferred(result)
         except BaseException:
             # All that there is, SystemExit and asyncio's CancelledError, too: one
             # message must not end the process, nor stay here for ever.
             self._tryFailed(task, Failure())
-            return
-        if attempt is None:
-            self._done(task)
-            return
+        else:
+            if attempt is None:
+                self._done(task)
+            else:
+                self._wait(task, attempt)
+        finally:
+            self.calling -= 1
+
+    def _again(self, task: _T) -> None:
+        """
+        Make the next try.
+        """
+        task.retry = None
+        self.begin(task)
+
+    def _wait(self, task: _T, attempt: Deferred[Any]) -> None:
+        """
+        The application is at work.
+        """
         if attempt in self._failed:
             error = HandlerFailed("the handler returned a Deferred that has failed before")
             self._tryFailed(task, Failure(error))
@@ -226,7 +233,7 @@ class Attempts(Generic[_T]):
         elif delay is None:
             self._abandoned(task)
         else:
-            task.retry = self._clock.callLater(delay, self.begin, task)
+            task.retry = self._clock.callLater(delay, self._again, task)
 
     def _logFailed(self, task: _T, failure: Failure, isLast: bool, delay: float | None) -> None:
         """

@@ -63,6 +63,9 @@ STORE_DELAY = 1.0
 #: inbox of a store, or at once.
 POLICIES = ("handled", "stored", "received")
 
+#: Why a message is left to others.
+_TOO_LATE = "stopped before the message was handled"
+
 
 class Policy(Struct, frozen=True, kw_only=True):
     """
@@ -102,36 +105,32 @@ class _Handling(Task):
     One message on its way through the handler, and to the record of that.
     """
 
-    __slots__ = ("ended", "isHandled", "key", "lane", "letter", "message", "number", "since", "waiters")
+    #: Where it waits for its turn; None if it need not.
+    lane: str | None = None
+    #: When it came; only where somebody watches.
+    since = 0.0
+    #: Of the inbox's entry, if it is one, and who waits for its end.
+    number: int | None = None
+    ended: Callable[[], None] | None = None
+    #: Whether it has just come in, and its Deferred is yet to be made.
+    isComing = False
+    #: Whether the application has handled it; and what is kept of it, once
+    #: it is to be put aside.
+    isHandled = False
+    letter: DeadLetter | None = None
+    #: Whether somebody has taken responsibility for it.
+    isTaken = False
+    #: One Deferred for each time that the message came in.
+    waiters: list[Deferred[None]] | None = None
 
-    def __init__(
-        self,
-        key: Hashable,
-        message: UpstreamMessage | Receipt | None,
-        name: str,
-        lane: str | None = None,
-        now: float = 0.0,
-        tries: int = 0,
-        number: int | None = None,
-        ended: Callable[[], None] | None = None,
-    ) -> None:
-        super().__init__(name, tries)
-        #: What it is known by here.
+    def __init__(self, key: Hashable, message: UpstreamMessage | Receipt | None, name: str) -> None:
+        """
+        @param key: what it is known by here.
+        @param message: None for what could not be decoded.
+        """
+        self.name = name
         self.key = key
-        #: None for what could not be decoded.
         self.message = message
-        #: Where it waits for its turn; None if it need not.
-        self.lane = lane
-        self.since = now
-        #: Of the inbox's entry, if it is one, and who waits for its end.
-        self.number = number
-        self.ended = ended
-        #: Whether the application has handled it; and what is kept of it, once
-        #: it is to be put aside.
-        self.isHandled = False
-        self.letter: DeadLetter | None = None
-        #: One Deferred for each time that the message came in.
-        self.waiters: list[Deferred[None]] = []
 
     @property
     def isDecided(self) -> bool:
@@ -188,7 +187,7 @@ class UpstreamDelivery:
         self._inbox = inbox
         # By the message's own key, or by the number of the inbox's entry.
         self._running: dict[Hashable, _Handling] = {}
-        self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._done: OrderedDict[Hashable, None] = OrderedDict()
         # Where messages are acknowledged at once: what is about to be handled,
         # in order.
         self._arrived: deque[_Handling] = deque()
@@ -231,8 +230,7 @@ class UpstreamDelivery:
             return fail(QueueFull("too many messages are being handled"))
         if self._observe is not None:
             self._observe(Arrived(message))
-        handling = _Handling(key, message, message.message_id, self.laneOf(message), self._clock.seconds())
-        self._running[key] = handling
+        self._running[key] = handling = self._handling(key, message)
         if self._ackFirst:
             # The ACK is chained onto what this returns, so the handler's turn
             # comes after that; one call for all that came together.
@@ -240,9 +238,24 @@ class UpstreamDelivery:
                 self._turn = self._clock.callLater(0, self._beginArrived)
             self._arrived.append(handling)
             return succeed(None) if len(self._running) <= MAX_ACKED else self._await(handling)
-        waiter = self._await(handling)
+        handling.isComing = True
         self._begin(handling)
-        return waiter
+        handling.isComing = False
+        if handling.isTaken:
+            # By a handler that is done when it returns, as most are.
+            return succeed(None)
+        return self._await(handling) if key in self._running else fail(Stopped(_TOO_LATE))
+
+    def _handling(self, key: Hashable, message: UpstreamMessage | Receipt) -> _Handling:
+        """
+        A message to be handled.
+        """
+        handling = _Handling(key, message, message.message_id)
+        if self._policy.ordered:
+            handling.lane = self.laneOf(message)
+        if self._observe is not None:
+            handling.since = self._clock.seconds()
+        return handling
 
     def handle(self, entry: InboxEntry, ended: Callable[[], None]) -> None:
         """
@@ -251,18 +264,9 @@ class UpstreamDelivery:
         @param ended: is called when it is not there any more, because it was
             handled or put aside; or when it is left there because of the stop.
         """
-        message = entry.message
-        handling = _Handling(
-            entry.number,
-            message,
-            message.message_id,
-            self.laneOf(message),
-            self._clock.seconds(),
-            entry.tries,
-            entry.number,
-            ended,
-        )
-        self._running[entry.number] = handling
+        number = entry.number
+        self._running[number] = handling = self._handling(number, entry.message)
+        handling.number, handling.ended, handling.tries = number, ended, entry.tries
         self._begin(handling)
 
     def putAside(self, entry: UnreadableEntry, ended: Callable[[], None]) -> None:
@@ -271,7 +275,8 @@ class UpstreamDelivery:
 
         @param ended: as for L{handle}.
         """
-        handling = _Handling(entry.number, None, entry.message_id, number=entry.number, ended=ended)
+        handling = _Handling(entry.number, None, entry.message_id)
+        handling.number, handling.ended = entry.number, ended
         handling.letter = DeadLetter(
             number=entry.number,
             from_=entry.peer,
@@ -313,6 +318,8 @@ class UpstreamDelivery:
             are forgotten: their streams are gone.
         """
         waiter: Deferred[None] = Deferred()
+        if handling.waiters is None:
+            handling.waiters = []
         handling.waiters.append(waiter)
         if len(handling.waiters) > MAX_WAITERS:
             handling.waiters.pop(0).errback(StreamLost("the message came again many times since"))
@@ -370,7 +377,7 @@ class UpstreamDelivery:
         Whether a message that is not handled now will be later, because it has
         not been acknowledged or is in the inbox.
         """
-        return bool(handling.waiters) or handling.number is not None
+        return handling.isComing or bool(handling.waiters) or handling.number is not None
 
     # Whose turn it is.
 
@@ -493,7 +500,7 @@ class UpstreamDelivery:
         assert message is not None
         self.handled += 1
         handling.isHandled = True
-        self._remember(message.key)
+        self._remember(message.key if handling.number is not None else handling.key)
         if self._observe is not None:
             seconds = self._clock.seconds() - handling.since
             self._observe(Handled(message, handling.tries, seconds))
@@ -619,7 +626,7 @@ class UpstreamDelivery:
 
     # The end of a message.
 
-    def _remember(self, key: tuple[str, str]) -> None:
+    def _remember(self, key: Hashable) -> None:
         """
         Note that a message is done with.
         """
@@ -653,19 +660,22 @@ class UpstreamDelivery:
         del self._running[handling.key]
         if handling.ended is not None:
             handling.ended()
-        waiters, handling.waiters = handling.waiters, []
-        return waiters
+        waiters, handling.waiters = handling.waiters, None
+        return waiters or []
 
     def _finish(self, handling: _Handling) -> None:
         """
         The message may be acknowledged, as often as it came in.
         """
+        handling.isTaken = True
         for waiter in self._leave(handling):
             waiter.callback(None)
         # Not before, so that its ACK goes out first.
-        self._leaveLane(handling)
-        self._advance()
-        self._noteIdle()
+        if handling.lane is not None:
+            self._leaveLane(handling)
+            self._advance()
+        if self._idle:
+            self._noteIdle()
 
     def _abandon(self, handling: _Handling) -> None:
         """
@@ -675,14 +685,13 @@ class UpstreamDelivery:
             # Its end has come while another one was abandoned.
             return
         self._attempts.withdraw(handling)
-        reason = "stopped before the message was handled"
         isLost = not (self._comesAgain(handling) or handling.isHandled)
         self._leaveLane(handling)
         for waiter in self._leave(handling):
-            waiter.errback(Stopped(reason))
+            waiter.errback(Stopped(_TOO_LATE))
         if isLost:
             if handling.letter is None:
-                handling.letter = self._letterFor(handling, reason)
+                handling.letter = self._letterFor(handling, _TOO_LATE)
             self._leaveTrace(handling)
         self._advance()
         self._noteIdle()

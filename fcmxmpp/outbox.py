@@ -201,8 +201,6 @@ class _Report(Task):
     An outcome that is to be reported.
     """
 
-    __slots__ = ("number", "outcome")
-
     def __init__(self, number: int, outcome: Outcome) -> None:
         super().__init__(outcome.message.message_id or "")
         self.number = number
