@@ -24,6 +24,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import inf
 
 from msgspec import structs
 from twisted.internet.defer import Deferred, fail
@@ -74,25 +75,24 @@ _SHORT_TARGET = 1024
 class _Outgoing:
     """
     One message on its way.
+
+    Nearly all are accepted at once, so what they begin with stands in the class.
     """
 
-    __slots__ = (
-        "delayed",
-        "expires",
-        "inFlight",
-        "lane",
-        "lastError",
-        "losses",
-        "message",
-        "message_id",
-        "newToken",
-        "noteTries",
-        "number",
-        "refusals",
-        "result",
-        "since",
-        "tries",
-    )
+    #: How often it has been written to a stream, and NACKed for a reason
+    #: that passes; and the last such reason.
+    tries = 0
+    refusals = 0
+    lastError = ""
+    #: How many streams broke when it was the first without an answer.
+    losses = 0
+    #: A newer registration token that came with a NACK.
+    newToken: str | None = None
+    inFlight = False
+    #: The call that will have it sent again.
+    delayed: IDelayedCall | None = None
+    #: The lane that it waits in, or whose turn it has.
+    lane: _SlowLane | None = None
 
     def __init__(
         self,
@@ -110,22 +110,8 @@ class _Outgoing:
         self.result = result
         self.noteTries = noteTries
         self.since = since
-        ttl = MAX_DOWNSTREAM_TTL if message.time_to_live is None else message.time_to_live
-        self.expires = since + max(ttl, NOW)
-        #: How often it has been written to a stream, and NACKed for a reason
-        #: that passes; and the last such reason.
-        self.tries = 0
-        self.refusals = 0
-        self.lastError = ""
-        #: How many streams broke when it was the first without an answer.
-        self.losses = 0
-        #: A newer registration token that came with a NACK.
-        self.newToken: str | None = None
-        self.inFlight = False
-        #: The call that will have it sent again.
-        self.delayed: IDelayedCall | None = None
-        #: The lane that it waits in, or whose turn it has.
-        self.lane: _SlowLane | None = None
+        ttl = message.time_to_live
+        self.expires = since + (MAX_DOWNSTREAM_TTL if ttl is None else max(ttl, NOW))
 
     def __lt__(self, other: _Outgoing) -> bool:
         """
@@ -235,7 +221,9 @@ class DownstreamSender:
         # Whether there has ever been one.
         self._wasReady = False
         self._filling = False
+        # When it is looked for messages whose time has run out.
         self._sweep: IDelayedCall | None = None
+        self._sweepAt = inf
         # The end of the grace period, once there is one.
         self._deadline: float | None = None
         self._idle: Deferred[None] | None = None
@@ -290,7 +278,7 @@ class DownstreamSender:
         self._unsettled[message_id] = outgoing
         self._queue[message_id] = outgoing
         self._fill()
-        if not (outgoing.inFlight or result.called):
+        if not outgoing.inFlight and outgoing.expires < self._sweepAt and not result.called:
             self._noteWaiting(outgoing)
         return result
 
@@ -516,7 +504,8 @@ class DownstreamSender:
             outgoing.delayed = None
         elif outgoing.tries == 0:
             self._queue.pop(outgoing.message_id, None)
-        _takeOut(self._again, outgoing)
+        if self._again:
+            _takeOut(self._again, outgoing)
         if self._suspects:
             _takeOut(self._suspects, outgoing)
         lane = outgoing.lane
@@ -547,7 +536,8 @@ class DownstreamSender:
                 outgoing.result.errback(outcome)
             else:
                 outgoing.result.callback(outcome)
-        self._noteIdle()
+        if self._idle is not None:
+            self._noteIdle()
 
     def _expire(self, outgoing: _Outgoing) -> None:
         """
@@ -560,17 +550,21 @@ class DownstreamSender:
         """
         A message begins to wait: have it looked at when its time runs out.
         """
-        at = max(outgoing.expires, self._clock.seconds() + SWEEP)
+        now = self._clock.seconds()
+        at = max(outgoing.expires, now + SWEEP)
+        if at >= self._sweepAt:
+            return
+        self._sweepAt = at
         if self._sweep is None:
-            self._sweep = self._clock.callLater(at - self._clock.seconds(), self._sweepWaiting)
-        elif at < self._sweep.getTime():
-            self._sweep.reset(at - self._clock.seconds())
+            self._sweep = self._clock.callLater(at - now, self._sweepWaiting)
+        else:
+            self._sweep.reset(at - now)
 
     def _sweepWaiting(self) -> None:
         """
         Give up the messages that wait in vain.
         """
-        self._sweep = None
+        self._sweep, self._sweepAt = None, inf
         now = self._clock.seconds()
         for outgoing in list(self._unsettled.values()):
             if outgoing.inFlight or outgoing.result.called:
@@ -650,7 +644,7 @@ class DownstreamSender:
         for call in [self._sweep, *[lane.pause for lane in self._lanes.values()]]:
             if call is not None:
                 call.cancel()
-        self._sweep = None
+        self._sweep, self._sweepAt = None, inf
         self._lanes.clear()
         self._slowed = 0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from io import RawIOBase
 
 import msgspec
+from msgspec import Struct, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,6 +33,18 @@ PATIENCE = 0.5
 _CHUNK = 4096
 
 
+class _Line(Struct):
+    """
+    A message as other programs get it.
+    """
+
+    message_id: str
+    from_: str = field(name="from")
+    category: str | None
+    data: dict[str, str]
+    time_to_live: int | None
+
+
 def asJSON(message: UpstreamMessage) -> bytes:
     """
     A message as the JSON object that other programs get: C{message_id},
@@ -40,13 +53,7 @@ def asJSON(message: UpstreamMessage) -> bytes:
     @return: UTF-8, compact, on one line, without its end.
     """
     return _encode(
-        {
-            "message_id": message.message_id,
-            "from": message.from_,
-            "category": message.category,
-            "data": message.data,
-            "time_to_live": message.time_to_live,
-        }
+        _Line(message.message_id, message.from_, message.category, message.data, message.time_to_live)
     )
 
 
@@ -101,7 +108,7 @@ class JSONLines:
         # What is left of a line that was begun, and whose line it is; and
         # whose lines were ended while others were being handled.
         self._rest = b""
-        self._begun: tuple[str, str] | None = None
+        self._begun: UpstreamMessage | None = None
         self._ended: set[tuple[str, str]] = set()
 
     def messageReceived(self, message: UpstreamMessage) -> None:
@@ -113,12 +120,12 @@ class JSONLines:
         if self._rest:
             self._push()
             assert self._begun is not None
-            self._ended.add(self._begun)
-        if message.key in self._ended:
+            self._ended.add(self._begun.key)
+        if self._ended and message.key in self._ended:
             self._ended.remove(message.key)
             return
         line = self._rest = asJSON(message) + b"\n"
-        self._begun = message.key
+        self._begun = message
         try:
             self._push()
         finally:

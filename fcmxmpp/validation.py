@@ -90,9 +90,17 @@ def checkSendable(message: DownstreamMessage) -> None:
     priority = message.priority
     if priority is not None and (type(priority) is not str or priority not in ("normal", "high")):
         raise NotSendable("priority", "must be normal or high")
-    for name in _FLAGS:
-        if type(getattr(message, name)) is not bool:
-            raise NotSendable(name, "must be a boolean")
+    if not (
+        message.content_available
+        is message.mutable_content
+        is message.delay_while_idle
+        is message.delivery_receipt_requested
+        is message.dry_run
+        is False
+    ):
+        for name in _FLAGS:
+            if type(getattr(message, name)) is not bool:
+                raise NotSendable(name, "must be a boolean")
     ttl = message.time_to_live
     if ttl is not None and (type(ttl) is not int or not 0 <= ttl <= MAX_DOWNSTREAM_TTL):
         raise NotSendable("time_to_live", f"must be an integer from 0 to {MAX_DOWNSTREAM_TTL}")
