@@ -221,6 +221,9 @@ class DownstreamSender:
         # Whether there has ever been one.
         self._wasReady = False
         self._filling = False
+        # Whether there was no room when it was looked for last, and no link has
+        # told anything since.
+        self._isFull = False
         # When it is looked for messages whose time has run out.
         self._sweep: IDelayedCall | None = None
         self._sweepAt = inf
@@ -340,7 +343,7 @@ class DownstreamSender:
         """
         Send what waits, as far as there is room.
         """
-        if self._filling:
+        if self._filling or self._isFull:
             # Whoever is told of something sends again; the loop below goes on.
             return
         self._filling = True
@@ -348,6 +351,7 @@ class DownstreamSender:
             while self._again or self._queue:
                 link = self._leastBusy()
                 if link is None:
+                    self._isFull = True
                     return
                 if self._again:
                     self._sendOn(link, self._again.pop(0))
@@ -650,6 +654,13 @@ class DownstreamSender:
 
     # What the links tell: see ISettles.
 
+    def _linkTold(self) -> None:
+        """
+        There may be room where there was none: send what waits.
+        """
+        self._isFull = False
+        self._fill()
+
     def linkReady(self, protocol: FCMClientProtocol) -> None:
         """
         See L{ISettles.linkReady}.
@@ -658,13 +669,13 @@ class DownstreamSender:
         self._links.append(protocol)
         if self._suspects:
             self._delaySuspects()
-        self._fill()
+        self._linkTold()
 
     def linkHasRoom(self, protocol: FCMClientProtocol) -> None:
         """
         See L{ISettles.linkHasRoom}.
         """
-        self._fill()
+        self._linkTold()
 
     def linkDraining(self, protocol: FCMClientProtocol) -> None:
         """
@@ -694,7 +705,7 @@ class DownstreamSender:
                 continue
             insort(self._again, outgoing)
             self._noteWaiting(outgoing)
-        self._fill()
+        self._linkTold()
 
     def _suspect(self, outgoing: _Outgoing) -> bool:
         """
@@ -735,6 +746,7 @@ class DownstreamSender:
         """
         See L{ISettles.accepted}.
         """
+        self._isFull = False
         outgoing = self._landed(message)
         if outgoing is not None:
             if outgoing.lane is not None:
@@ -743,22 +755,24 @@ class DownstreamSender:
                 # It was told with a NACK, before the message was sent again.
                 ack = structs.replace(ack, registration_id=outgoing.newToken)
             self._settle(outgoing, ack)
-        self._fill()
+        self._linkTold()
 
     def refused(self, protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
         """
         See L{ISettles.refused}.
         """
+        self._isFull = False
         outgoing = self._landed(message)
         if outgoing is not None:
             self._refused(outgoing, error)
-        self._fill()
+        self._linkTold()
 
     def overdue(self, protocol: FCMClientProtocol, message: DownstreamMessage) -> None:
         """
         See L{ISettles.overdue}.
         """
+        self._isFull = False
         outgoing = self._landed(message)
         if outgoing is not None:
             self._settle(outgoing, AckTimedOut("the connection server did not answer in time"))
-        self._fill()
+        self._linkTold()

@@ -242,6 +242,7 @@ class Session:
         """
         self.role = role
         self.phase = Phase.OPEN
+        self._size = window
         self._window: Window[_Key, Sendable] = Window(window)
         # When each of them was sent, in the same order.
         self._sentAt: dict[_Key, float] = {}
@@ -263,8 +264,8 @@ class Session:
         """
         if self.phase is not Phase.OPEN or self._probed is not None:
             return 0
-        window = self._window
-        return window.size - len(window)
+        # As many as in the window.
+        return self._size - len(self._sentAt)
 
     @property
     def unanswered(self) -> int:

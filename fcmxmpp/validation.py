@@ -166,9 +166,10 @@ def _dataSize(data: object) -> int:
     for key, value in data.items():
         if type(key) is not str or type(value) is not str:
             raise NotSendable("data", "must have strings only, as keys and as values")
-        if isReserved(key):
+        # As isReserved and _size do, for all that there is: it is asked for each message.
+        if key == "from" or key.startswith(_PREFIXES):
             raise NotSendable("data", "must not have the key from, nor one that begins with google or gcm")
-        size += _size("data", key + value)
+        size += len(key) + len(value) if key.isascii() and value.isascii() else _size("data", key + value)
     return size
 
 

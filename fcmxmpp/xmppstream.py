@@ -42,6 +42,7 @@ class GCMStream(xmlstream.XmlStream):
 
     @ivar onBytes: is called when any bytes came.
     @ivar onRoom: is called when L{full} ends.
+    @ivar closing: whether this end of the stream has been ended.
     @ivar full: whether the peer reads so slowly that nothing more should be
         written that can wait or go another way.
     @ivar clock: for the timers of twisted.words, which would take the global
@@ -66,6 +67,7 @@ class GCMStream(xmlstream.XmlStream):
         # Bytes written while it was full.
         self._piledUp = 0
         self._gathered: list[bytes] | None = None
+        self.closing = False
         self._closing: IDelayedCall | None = None
 
     def _initializeStream(self) -> None:
@@ -215,18 +217,12 @@ class GCMStream(xmlstream.XmlStream):
             self.transport.loseConnection()
             self.limitClose()
 
-    @property
-    def closing(self) -> bool:
-        """
-        Whether this end of the stream has been ended.
-        """
-        return self._closing is not None
-
     def limitClose(self) -> None:
         """
         Do not wait for ever for a peer that reads no more.
         """
         if self._closing is None:
+            self.closing = True
             self._closing = self.clock.callLater(CLOSE_PATIENCE, self.abort)
 
     def abort(self) -> None:

@@ -801,6 +801,7 @@ class ReentrancyTests(DownstreamCase):
         # A link that is there already, and has room, and was not used yet.
         self.patch(harness.sender, "linkReady", harness.sender._links.append)
         harness.connect()
+        harness.sender._isFull = False
         self.assertEqual(["m-1"], list(harness.outcomes))
         harness.send("m-2")
         self.assertEqual((Expired, Stopped), (harness.outcome("x"), harness.outcome("m-2")))
