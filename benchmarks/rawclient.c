@@ -121,7 +121,9 @@ int main(int count, char **arguments) {
             put(message, (size_t)length);
         }
         flush();
-        fill();
+        /* After the login there may be messages already. */
+        if (!memmem(in, inLength, "</message>", 10))
+            fill();
         char *at = in, *stop = in + inLength, *last;
         while ((last = memmem(at, (size_t)(stop - at), "</message>", 10))) {
             size_t length = (size_t)(last - at);
