@@ -291,6 +291,7 @@ def _withGenerator(
     wanted = {
         "port": place.port,
         "authorities": str(place.authorities),
+        "up": load.up,
         "down": toSend,
         "links": load.links,
         "text": "x" * max(0, load.size - BARE),

@@ -50,11 +50,13 @@ coroutine = Coroutine()
 class Waiting:
     """
     Keeps so many messages waiting as it is told, and handles the oldest
-    whenever one more comes.
+    whenever one more comes; after the last all of them.
     """
 
     def __init__(self, sender: IDownstreamSender) -> None:
-        self._most = orders()["waiting"]
+        wanted = orders()
+        self._most = wanted["waiting"]
+        self._total = wanted["up"]
         self._waiting: dict[int, Deferred[None]] = {}
         self._first = self._last = 0
 
@@ -65,7 +67,9 @@ class Waiting:
         result: Deferred[None] = Deferred()
         self._waiting[self._last] = result
         self._last += 1
-        if self._last - self._first > self._most:
+        if self._last == self._total:
+            self._most = 0
+        while self._last - self._first > self._most:
             self._waiting.pop(self._first).callback(None)
             self._first += 1
         return result

@@ -36,7 +36,7 @@ LOGIN = [
 def orders() -> dict[str, Any]:
     """
     What C{running.py} wants: C{port}; C{authorities}, the directory of the
-    certificate; C{down}, how many messages to send; C{text}, what is in each;
+    certificate; C{up}, how many messages will come; C{down}, how many to send; C{text}, what is in each;
     C{report}, the file to write when all are answered.
     """
     found: dict[str, Any] = json.loads(os.environ["BENCHMARK"])
