@@ -205,10 +205,10 @@ def exportMessages(box: Box, store: str | None, which: Which, output: str) -> No
         # Before it is resolved: there is no way back to what /dev/stdout may be.
         if os.path.exists(output) and not os.path.isfile(output):
             raise click.ClickException(f"not a file: {output}")
-        output = os.path.realpath(output)
-        if output in {os.path.realpath(path) + suffix for suffix in ("", "-wal", "-shm", ".lock")}:
-            raise click.ClickException("that is the store itself: name another file")
         try:
+            output = os.path.realpath(output)
+            if output in {os.path.realpath(path) + suffix for suffix in ("", "-wal", "-shm", ".lock")}:
+                raise click.ClickException("that is the store itself: name another file")
             with _replacing(output) as file:
                 _exportTo(file, box, found, total)
         except OSError as error:
@@ -259,6 +259,9 @@ def _opened(description: str | None) -> Iterator[tuple[sqlite3.Connection, str]]
         path = parseStore(description)
     except ValueError as error:
         raise click.ClickException(f"{error}: see --store and FCM_STORE") from None
+    except OSError as error:
+        # Relative to a directory that is gone.
+        raise click.ClickException(f"cannot use the store {description}: {error.strerror}") from None
     try:
         with closing(browse.openStore(path)) as connection:
             yield connection, path

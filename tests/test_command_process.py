@@ -138,6 +138,22 @@ class ProcessTests(SynchronousTestCase):
             (result.returncode, result.stdout, result.stderr),
         )
 
+    def test_directoryIsGone(self) -> None:
+        """
+        A relative path leads nowhere in a directory that has been deleted.
+        """
+        gone = os.path.join(os.path.dirname(self.store.path), "gone")
+        for arguments, expected in (
+            ("list --store sqlite:store.db", "use the store sqlite:store.db: No such file or directory"),
+            ("export --output out.jsonl", "write out.jsonl: No such file or directory"),
+        ):
+            # bash complains of the directory, too.
+            result = self.shell(
+                f"mkdir {gone}; cd {gone}; rmdir {gone}; {shlex.join(COMMAND)} inbox {arguments}"
+            )
+            self.assertEqual(1, result.returncode)
+            self.assertIn(f"Error: cannot {expected}\n".encode(), result.stderr)
+
     def test_brokenPipe(self) -> None:
         """
         Nothing is said when somebody has read enough.
