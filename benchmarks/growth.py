@@ -156,8 +156,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"date": day, "machine": machine(), "cpu_us": found, "bytes": bytesOf}))
         return
-    text = f"# What grows\n\n{day}, commit {commit()}, {options.rounds} rounds of {options.messages:,} messages: "
-    text += f"the median, and the least and the most.  \n{machine()}\n\nCPU time of the app server, µs per message upstream with its ACK:\n\n"
+    rounds = f"{options.rounds} rounds of {options.messages:,} messages"
+    text = f"# What grows\n\n{day}, commit {commit()}, {rounds}: the median, and the least and the most.  \n"
+    text += f"{machine()}\n\nCPU time of the app server, µs per message upstream with its ACK:\n\n"
     text += table(
         ["", "how many", "µs"],
         (
