@@ -38,7 +38,6 @@ from fcmxmpp.session import (
     Probe,
     Received,
     Role,
-    Send,
     Session,
 )
 from fcmxmpp.stanza import ackStanza, answerIQ, clientStanza, parseStanzaError, payloadOf
@@ -283,13 +282,6 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         assert not isinstance(message, DownstreamMessage)
         self._chain(self._responsible.take(message), message.ack())
 
-    def _send(self, output: Send) -> None:
-        """
-        Write a message.
-        """
-        assert isinstance(output.message, (DownstreamMessage, UpstreamAck))
-        self._write(clientStanza(output.message))
-
     def _draining(self, _: Draining) -> None:
         """
         This stream is about to be closed.
@@ -413,13 +405,15 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
 
         @raise NotSendable: if it has been changed to what cannot be sent.
         """
-        assert self.session is not None
-        outputs = self.session.send(message, self._clock.seconds())
+        assert self.session is not None and self._stream is not None
+        # There is nothing else to be done than to write it.
+        self.session.send(message, self._clock.seconds())
         try:
-            self._carryOut(outputs)
+            stanza = clientStanza(message)
         except NotSendable:
             self.session.giveUp(message.message_id or "")
             raise
+        self._stream.write(stanza)
 
     def close(self) -> None:
         """
@@ -453,7 +447,6 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
 #: What is done for each output of a session at this end.
 _ACTIONS: dict[type, Callable[[FCMClientProtocol, Any], None]] = {
     Received: FCMClientProtocol._received,
-    Send: FCMClientProtocol._send,
     Answered: FCMClientProtocol._answered,
     Draining: FCMClientProtocol._draining,
     Lost: FCMClientProtocol._lost,

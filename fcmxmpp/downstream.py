@@ -168,8 +168,8 @@ def _checkSize(message: DownstreamMessage) -> None:
 
     @raise NotSendable: if it does not.
     """
-    field, target = ("condition", message.condition) if message.to is None else ("to", message.to)
-    if target is not None and len(target) > _SHORT_TARGET and len(encode(message)) > MAX_TEXT // 2:
+    if len(encode(message)) > MAX_TEXT // 2:
+        field = "condition" if message.to is None else "to"
         raise NotSendable(field, "must not make the message larger than a stanza may be")
 
 
@@ -247,7 +247,8 @@ class DownstreamSender:
         checkSendable(message)
         if message.message_id in self._unsettled:
             raise StillUnanswered
-        _checkSize(message)
+        if len(message.to or message.condition or "") > _SHORT_TARGET:
+            _checkSize(message)
         self._checkRoom(message)
         return message
 
@@ -328,20 +329,10 @@ class DownstreamSender:
 
     # On its way.
 
-    def _leastBusy(self) -> FCMClientProtocol | None:
-        """
-        The link that the next message goes to; None if none has room.
-        """
-        best, most = None, 0
-        for link in self._links:
-            room = link.room
-            if room > most:
-                best, most = link, room
-        return best
-
     def _fill(self) -> None:
         """
-        Send what waits, as far as there is room.
+        Send what waits, as far as there is room, each on the link that is the
+        least busy.
         """
         if self._filling or self._isFull:
             # Whoever is told of something sends again; the loop below goes on.
@@ -349,14 +340,23 @@ class DownstreamSender:
         self._filling = True
         try:
             while self._again or self._queue:
-                link = self._leastBusy()
-                if link is None:
+                best, most = None, 0
+                for link in self._links:
+                    room = link.room
+                    if room > most:
+                        best, most = link, room
+                if best is None:
                     self._isFull = True
                     return
-                if self._again:
-                    self._sendOn(link, self._again.pop(0))
-                else:
-                    self._sendOn(link, self._queue.popitem(last=False)[1])
+                outgoing = self._again.pop(0) if self._again else self._queue.popitem(last=False)[1]
+                # With one link and its window full, this takes the place of an
+                # answer: then there is no need to look again.
+                self._isFull = isLast = most == 1 and len(self._links) == 1
+                self._sendOn(best, outgoing)
+                if isLast and not outgoing.inFlight:
+                    self._isFull = False
+                if self._isFull:
+                    return
         finally:
             self._filling = False
 

@@ -200,13 +200,6 @@ def _keyOf(message: Sendable) -> _Key:
     return message.message_id if isinstance(message, DownstreamMessage) else message.key
 
 
-def _keyAnswered(answer: Answer) -> _Key:
-    """
-    What an answer is matched by.
-    """
-    return answer.key if isinstance(answer, UpstreamAck) else answer.message_id
-
-
 class Session:
     """
     The conversation on one stream.
@@ -361,9 +354,11 @@ class Session:
         """
         The peer sent an answer.
         """
-        message = self._take(_keyAnswered(answer))
+        key: _Key = answer.key if isinstance(answer, UpstreamAck) else answer.message_id
+        message = self._window.answer(key)
         if message is None:
             return [Foreign(answer)]
+        del self._sentAt[key]
         outputs: list[Output] = [Answered(message, answer)]
         if isinstance(answer, Nack) and answer.error == "CONNECTION_DRAINING":
             # The control message may have been missed, or may come later.

@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs, eventAsJSON, eventAsText
 
 from fcmxmpp.downstream import DownstreamSender
 from fcmxmpp.elementstream import MAX_STANZA_BYTES, GCMStanza
-from fcmxmpp.errors import Nacked, NotSendable, QueueFull, Stopped
+from fcmxmpp.errors import Expired, Nacked, NotSendable, QueueFull, Stopped
 from fcmxmpp.interfaces import Sent, Settled
 from fcmxmpp.messages import Ack, DownstreamMessage, Nack, Notification
 from fcmxmpp.stanza import stanzaError
@@ -369,6 +369,26 @@ class WindowTests(DownstreamCase):
         harness.ack(*carried[2][:4], *carried[1][:2])
         harness.send(*[f"n-{n}" for n in range(6)])
         self.assertEqual([0, 2, 4, 0], [len(harness.sent(stream)) for stream in streams])
+
+    def test_expiredTakesNoRoom(self) -> None:
+        """
+        With one link and a full window an answer makes room for one message:
+        for the first that has not expired.
+        """
+        harness = self.makeSender(links=1)
+        harness.send(*[f"m-{n}" for n in range(100)])
+        harness.send(to("x-1", time_to_live=0))
+        harness.clock.advance(0.5)
+        harness.send(to("x-2", time_to_live=0), "next", "last")
+        harness.clock.advance(0.5)
+        harness.clock.advance(0.75)
+        # The second is looked at a second after the first.
+        self.assertEqual(["x-1"], list(harness.outcomes))
+        harness.sent()
+        harness.ack("m-0")
+        self.assertEqual((Expired, ["next"]), (harness.outcome("x-2"), harness.sent()))
+        harness.ack("m-1", "m-2")
+        self.assertEqual(["last"], harness.sent())
 
     def test_notOnFull(self) -> None:
         """
