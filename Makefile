@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | package | clean
+# make demo | test | lint | docs | package | bench | clean
 # Each prepares .venv by itself; PYTHON picks the interpreter it is made with.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ empty :=
 space := $(empty) $(empty)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs package clean
+.PHONY: demo test lint docs package bench clean
 
 demo: $(RUNTIME)
 	@$(BIN)/twistd -n --pidfile= --logfile=demo.log fcm-xmpp --embedded --demo
@@ -40,6 +40,11 @@ docs: $(DEV) $(INVENTORY)
 
 package: $(DEV)
 	@.ci/package
+
+# For development, because slixmpp is one of those that are compared. Needs Linux, gcc and OpenSSL's headers as
+# well, and says so; without Node.js one of the others is left out.
+bench: $(DEV)
+	@$(BIN)/python benchmarks/bench.py
 
 clean:
 	@rm -rf build dist *.egg-info .coverage .coverage.* .hypothesis _trial_temp* demo.log

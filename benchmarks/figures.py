@@ -195,7 +195,9 @@ def linePlots(title: str, note: str, plots: Mapping[str, Sequence[tuple[str, flo
             body.append(
                 f'<text class="faint" x="{x}" y="{y - 8}" text-anchor="middle">{number(value)}</text>'
             )
-            body.append(f'<text class="faint" x="{x}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+            body.append(
+                f'<text class="faint" x="{x}" y="{bottom + 18}" text-anchor="middle">{escape(label)}</text>'
+            )
     rows = ceil(len(plots) / 2)
     body.append(f'<text class="faint" x="16" y="{60}">{escape(unit)}</text>')
     return _svg(width, 70 + rows * 210, title, body)
