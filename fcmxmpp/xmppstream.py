@@ -70,6 +70,16 @@ class GCMStream(xmlstream.XmlStream):
         self.closing = False
         self._closing: IDelayedCall | None = None
 
+    def connectionMade(self) -> None:
+        """
+        There is a connection.
+        """
+        if ITCPTransport.providedBy(self.transport):
+            # Otherwise TCP keeps a small write back until the peer's system has
+            # confirmed the one before, which that may put off for 40 ms.
+            self.transport.setTcpNoDelay(True)
+        super().connectionMade()
+
     def _initializeStream(self) -> None:
         """
         Set up the parser: for the connection, and again after SASL.

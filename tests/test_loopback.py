@@ -631,6 +631,17 @@ class ConversationTests(LoopbackCase):
         self.assertEqual([f"d-{number}" for number in range(150)], [ack.message_id for ack in acks])
         self.assertEqual([str(number) for number in range(150)], [m.data["n"] for m in self.device.received])
 
+    async def test_noDelay(self) -> None:
+        """
+        TCP holds nothing back at either end: an ACK behind another would wait
+        for up to 40 ms.
+        """
+        before = reactor.getReaders()
+        self.start()
+        await self.observer.nth(LinkReady, 1)
+        ends = [e for e in reactor.getReaders() if isinstance(e, Connection) and e not in before]
+        self.assertEqual([True, True], [bool(end.getTcpNoDelay()) for end in ends])
+
     async def test_directlyBehindTheBindResult(self) -> None:
         """
         Messages that wait at the connection server come directly behind the
