@@ -47,9 +47,16 @@ class Unencrypted(StringTransport):
     """
 
     TLS = False
+    noDelay = False
 
     def __init__(self, peer: IAddress) -> None:
         super().__init__(peerAddress=peer)
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """
+        See L{ITCPTransport.setTcpNoDelay}.
+        """
+        self.noDelay = enabled
 
 
 class CredentialsTests(SynchronousTestCase):
@@ -187,6 +194,7 @@ class LoginTests(SynchronousTestCase):
         stream = self.factory.stream
         assert stream is not None
         self.assertFalse(stream.transport.TLS)
+        self.assertTrue(plain.noDelay)
         written: list[bytes] = []
         self.patch(stream.transport, "write", written.append)
         stream.dataReceived(HEADER + offer(b"PLAIN"))
