@@ -34,10 +34,10 @@ from twisted.internet.task import deferLater, react
 from twisted.python.failure import Failure
 from upstream import selfSigned
 
-from fcmxmpp.device import DeliveryFailed, SimulatedDevice
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage, Nack, Receipt, UpstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import DeliveryFailed, SimulatedDevice
 from fcmxmpp.server.stream import ServerStream
 from fcmxmpp.session import Phase
 

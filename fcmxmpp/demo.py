@@ -15,7 +15,6 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.interfaces import (
     Acknowledged,
@@ -34,6 +33,7 @@ from fcmxmpp.interfaces import (
     settled,
 )
 from fcmxmpp.messages import MAX_DATA_BYTES, DownstreamMessage, UpstreamMessage
+from fcmxmpp.server.simulated import SimulatedDevice
 
 
 __all__ = ["Demo"]

@@ -34,10 +34,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from fcmxmpp.connection import Credentials
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.interfaces import IEntrusted
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import SimulatedDevice
 
 
 __all__ = ["DeviceThatTalks", "EmbeddedConnectionServer"]

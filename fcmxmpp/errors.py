@@ -13,6 +13,7 @@ __all__ = [
     "AckTimedOut",
     "Expired",
     "FCMError",
+    "GroupRefused",
     "HandlerFailed",
     "HandlerTimedOut",
     "HandlerUnavailable",
@@ -27,6 +28,9 @@ __all__ = [
     "Stopped",
     "StoreUnavailable",
     "StreamLost",
+    "TooManyRegistrations",
+    "UnknownDevice",
+    "UnknownToken",
     "Unreadable",
 ]
 
@@ -217,6 +221,31 @@ class StoreUnavailable(FCMError):
     damaged or of a newer version.  What was to be done has not been done.
 
     Its text says in one line what is wrong and what to do about it.
+    """
+
+
+class UnknownDevice(FCMError):
+    """
+    No device has checked in with this identity.
+    """
+
+
+class UnknownToken(FCMError):
+    """
+    There is no such registration.
+    """
+
+
+class TooManyRegistrations(FCMError):
+    """
+    A device has as many registrations as it may have.
+    """
+
+
+class GroupRefused(FCMError):
+    """
+    Something about a device group cannot be done.  The text says why, as FCM
+    does, such as C{"notification_key not found"}.
     """
 
 

@@ -32,6 +32,15 @@ from fcmxmpp.entries import (
 )
 from fcmxmpp.errors import FCMError, MalformedPayload
 from fcmxmpp.messages import Ack, DownstreamMessage, Receipt, UpstreamMessage
+from fcmxmpp.registrations import (
+    Application,
+    Group,
+    Identity,
+    Mail,
+    Posted,
+    Registration,
+    WebPushKeys,
+)
 
 
 __all__ = [
@@ -44,9 +53,11 @@ __all__ = [
     "IDownstreamSender",
     "IEntrusted",
     "IInbox",
+    "IMailboxes",
     "IOutbox",
     "IOutcomeHandler",
     "IReceiptHandler",
+    "IRegistrations",
     "IResponsible",
     "ISessionObserver",
     "IStore",
@@ -340,11 +351,17 @@ class IEntrusted(Interface):
     has acknowledged it.  The rules of L{IInbox} hold.
     """
 
-    def add(senderID: str, message: UpstreamMessage | Receipt, expires: float) -> Deferred[EntrustedEntry]:
+    def add(
+        senderID: str, message: UpstreamMessage | Receipt, expires: float, upload: bytes | None = None
+    ) -> Deferred[EntrustedEntry | None]:
         """
         Take a message over.
 
         @param expires: until when it is of use, in seconds since 1970.
+        @param upload: what the device's sending of it is known by, 16 bytes: it
+            is remembered for as long as an inbox remembers a message, whether
+            this is still there or not.
+        @return: None if that is known already.
         """
 
     def load(after: int, limit: int) -> Deferred[list[EntrustedEntry | UnreadableEntry]]:
@@ -358,6 +375,211 @@ class IEntrusted(Interface):
         """
 
 
+class IRegistrations(Interface):
+    """
+    What a connection server knows of devices and of the apps on them.  The rules
+    of L{IInbox} hold.
+
+    A token that this store could have given, and does not know (any more), is
+    one of an app that is gone; L{looksLikeToken} tells.
+    """
+
+    def checkIn(identity: Identity | None) -> Deferred[Identity]:
+        """
+        A device asks who it is.
+
+        @param identity: who it says that it is.
+        @return: that, if it is right; otherwise a new one, hard to guess.
+        """
+
+    def isKnown(identity: Identity) -> Deferred[bool]:
+        """
+        Whether this is a device that has checked in.
+        """
+
+    def secret() -> Deferred[bytes]:
+        """
+        32 random bytes, the same for as long as the store lasts: what the
+        connection server signs things with that it gives to devices.
+        """
+
+    def register(identity: Identity, application: Application) -> Deferred[str]:
+        """
+        Register an app.
+
+        @return: its token: the same as before if it is registered already.
+        @raise fcmxmpp.errors.UnknownDevice: if the identity is wrong.
+        @raise fcmxmpp.errors.TooManyRegistrations: over C{REGISTRATION_LIMIT}.
+        """
+
+    def registerWebPush(token: str, senderID: str, keys: WebPushKeys) -> Deferred[str]:
+        """
+        Register a Web Push subscription with a sender: what is sent to the new
+        token goes, encrypted, to the app that has the given one.
+
+        @param token: what C{c2dm/register3} gave.
+        @return: the new token; the one that it has already if only the keys
+            are new, which then hold.
+        @raise fcmxmpp.errors.UnknownToken: if there is no such token.
+        """
+
+    def unregister(identity: Identity, category: str, senderID: str | None, subtype: str) -> Deferred[int]:
+        """
+        Unregister an app, with what waits for it, its subscriptions to topics
+        and its places in device groups.
+
+        @param senderID: only with this sender; with all, if None.
+        @return: how many registrations there were.
+        @raise fcmxmpp.errors.UnknownDevice: if the identity is wrong.
+        """
+
+    def remove(token: str) -> Deferred[bool]:
+        """
+        Unregister what has this token.
+
+        @return: whether there was such a registration.
+        """
+
+    def lookUp(token: str) -> Deferred[Registration | None]:
+        """
+        The registration with this token.
+        """
+
+    def tokenOf(android_id: int, category: str, senderID: str) -> Deferred[str | None]:
+        """
+        The token that messages of an app to its sender are C{from}; the newest,
+        if there are several subtypes.
+        """
+
+    def subscribe(tokens: list[str], topic: str, senderID: str | None = None) -> Deferred[list[str | None]]:
+        """
+        Subscribe registrations to a topic.
+
+        @param topic: C{"/topics/NAME"}.
+        @param senderID: who asks for it; None for the device itself.
+        @return: for each token None, or what is wrong, as the batch forms of
+            the Instance ID service say it: C{"NOT_FOUND"},
+            C{"INVALID_ARGUMENT"} (no token), C{"PERMISSION_DENIED"} (of
+            another sender), C{"TOO_MANY_TOPICS"}.
+        """
+
+    def unsubscribe(tokens: list[str], topic: str, senderID: str | None = None) -> Deferred[list[str | None]]:
+        """
+        The reverse; it is no error not to have been subscribed.
+        """
+
+    def topicsOf(token: str) -> Deferred[dict[str, float]]:
+        """
+        The names of the topics that a registration is subscribed to (without
+        C{"/topics/"}), and since when, in seconds since 1970.
+        """
+
+    def createGroup(senderID: str, name: str, tokens: list[str]) -> Deferred[Group]:
+        """
+        Make a device group.
+
+        @raise fcmxmpp.errors.GroupRefused: if there is one of that name, or a
+            token is not one of this sender's, or there are too many or none;
+            the text says which, as FCM does.
+        """
+
+    def addToGroup(senderID: str, notification_key: str, name: str, tokens: list[str]) -> Deferred[Group]:
+        """
+        Add registrations to a group.
+
+        @raise fcmxmpp.errors.GroupRefused: as L{createGroup}; or if there is
+            no such group.
+        """
+
+    def removeFromGroup(
+        senderID: str, notification_key: str, name: str, tokens: list[str]
+    ) -> Deferred[Group]:
+        """
+        Remove registrations from a group.  An empty group is gone.
+
+        @raise fcmxmpp.errors.GroupRefused: as L{addToGroup}.
+        """
+
+    def findGroup(senderID: str, name: str) -> Deferred[Group | None]:
+        """
+        The group of that name.
+        """
+
+
+class IMailboxes(Interface):
+    """
+    The messages that wait for devices, or are on their way and have not been
+    acknowledged.  The rules of L{IInbox} hold.
+
+    @ivar connected: the C{android_id} of each device that is connected, kept up
+        to date by the connection server: the limits are others for these.
+    """
+
+    connected = Attribute("A set of C{android_id}s.")
+
+    def post(senderID: str, message: DownstreamMessage) -> Deferred[Posted]:
+        """
+        Take a message over that passes L{fcmxmpp.validation.checkSendable}.
+
+        To a token: C{BAD_REGISTRATION} if it is none, C{DEVICE_UNREGISTERED},
+        C{SENDER_ID_MISMATCH}, C{DEVICE_MESSAGE_RATE_EXCEEDED} if the device is
+        connected and C{CONNECTED_LIMIT} are waiting for the app.  If
+        it is not connected and C{APP_LIMIT} are waiting, all of them are
+        dropped and one C{deleted_messages} takes their place, before this one.
+        A message takes the place of one with the same collapse key; a fifth
+        key takes that of the oldest.  The same C{message_id} from the same
+        sender to the same token while the first waits: one mail, not two.
+
+        To a device group's C{notification_key}: to each member.  To a topic or
+        condition: it is accepted, and L{spread} makes mails of it.
+
+        With C{dry_run} nothing is kept, and the answer is as it would have
+        been.  A C{time_to_live} of 0 is not kept either: if the device is
+        connected, it is in C{mails} with the number 0.
+        """
+
+    def spread(limit: int) -> Deferred[tuple[list[Mail], bool]]:
+        """
+        Go on with messages to topics and conditions, the oldest first.
+
+        @param limit: how many mails to make at the most.
+        @return: mails as of L{post}, and whether there is more to do.
+        """
+
+    def notify(
+        android_id: int, category: str, senderID: str, persistent_id: str, data: dict[str, str], ttl: int
+    ) -> Deferred[Mail | None]:
+        """
+        Take a message over that the connection server itself has for an app,
+        such as C{send_error}.
+
+        @return: None if no such app is registered.
+        """
+
+    def load(android_id: int, after: int, limit: int) -> Deferred[list[Mail]]:
+        """
+        What waits for a device, in the order in which it came.  What has
+        expired is not part of it.
+        """
+
+    def delivered(numbers: list[int]) -> Deferred[None]:
+        """
+        Forget mails: their devices have them.
+        """
+
+    def confirm(android_id: int, persistent_ids: list[str]) -> Deferred[list[Mail]]:
+        """
+        Forget mails: their device says at its login that it has them.
+
+        @return: those that were still there.
+        """
+
+    def waiting(android_id: int) -> Deferred[int]:
+        """
+        How many mails there are for a device.
+        """
+
+
 class IStore(IService, Interface):
     """
     A store, as a service: it can be used from its start to its end.
@@ -366,6 +588,8 @@ class IStore(IService, Interface):
     inbox = Attribute("An L{IInbox}.")
     outbox = Attribute("An L{IOutbox}.")
     entrusted = Attribute("An L{IEntrusted}.")
+    registrations = Attribute("An L{IRegistrations}.")
+    mailboxes = Attribute("An L{IMailboxes}.")
 
 
 class IResponsible(Interface):

@@ -32,7 +32,6 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.contracts import EntrustedContract, InboxContract, OutboxContract
 from fcmxmpp.delivery import Policy
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IStore, IUpstreamHandler
 from fcmxmpp.messages import (
@@ -45,6 +44,7 @@ from fcmxmpp.messages import (
 from fcmxmpp.payload import decodeFromAppServer
 from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import SimulatedDevice
 from fcmxmpp.server.stream import ServerStream
 from fcmxmpp.stanza import serverStanza
 

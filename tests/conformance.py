@@ -23,10 +23,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.delivery import Policy
-from fcmxmpp.device import DeliveryFailed, SimulatedDevice
 from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import DeliveryFailed, SimulatedDevice
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, RecordingHandler, ScriptedConnectionServer, connectedPair
 
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from xml.sax.saxutils import escape
 
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.messages import Ack, Control, Receipt, ReceiptData
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import SimulatedDevice
 from fcmxmpp.stanza import serverStanza
 from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY

@@ -33,7 +33,6 @@ from twisted.trial.unittest import TestCase
 
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import LOGIN_DEADLINE, Credentials
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.errors import Stopped
 from fcmxmpp.interfaces import (
@@ -49,6 +48,7 @@ from fcmxmpp.interfaces import (
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import SimulatedDevice
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, RecordingHandler, RecordingObserver
 from fcmxmpp.xmppstream import CLOSE_PATIENCE
 from tests.certificates import expectDeprecated, expired, issued, trustRoots

@@ -26,9 +26,9 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.simulated import SimulatedDevice
 from fcmxmpp.testing import SENDER_ID
 from tests.certificates import expectDeprecated
 from tests.checkout import CHECKOUT, childEnvironment

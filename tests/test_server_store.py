@@ -16,7 +16,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.device import DeliveryFailed, SimulatedDevice
 from fcmxmpp.entries import EntrustedEntry
 from fcmxmpp.errors import Stopped, StoreUnavailable
 from fcmxmpp.interfaces import IEntrusted
@@ -24,6 +23,7 @@ from fcmxmpp.messages import MAX_UPSTREAM_TTL, Receipt, UpstreamMessage
 from fcmxmpp.server import custody, service
 from fcmxmpp.server.registry import Device, Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import DeliveryFailed, SimulatedDevice
 from fcmxmpp.store.memory import MemoryEntrusted
 from tests.test_server_service import SENDERS, Callbacks, Client
 

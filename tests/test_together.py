@@ -19,10 +19,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.delivery import Policy
-from fcmxmpp.device import SimulatedDevice
 from fcmxmpp.errors import HandlerUnavailable, Nacked, Stopped
 from fcmxmpp.interfaces import Refused
 from fcmxmpp.messages import WINDOW, Ack, DownstreamMessage, UpstreamMessage
+from fcmxmpp.server.simulated import SimulatedDevice
 from fcmxmpp.testing import SENDER_ID, ConnectedPair, RecordingHandler
 
 

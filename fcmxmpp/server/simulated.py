@@ -1,9 +1,9 @@
 """
-The device's side.
+A simulated device, for tests and for C{--embedded}.
 
-For now a device lives in the connection server's process and calls it
-directly; what it may do and what it is told is what Google's client libraries
-offered.
+It lives in the connection server's process and calls it directly; what it may
+do and what it is told is what Google's client libraries offered.  A device that
+connects to a server is L{fcmxmpp.device}.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Tests for L{fcmxmpp.device}.
+Tests for L{fcmxmpp.server.simulated}.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.device import DeliveryFailed, SimulatedDevice
 from fcmxmpp.errors import FCMError
 from fcmxmpp.messages import DownstreamMessage
 from fcmxmpp.server.registry import IDeviceCallbacks, Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.server.simulated import DeliveryFailed, SimulatedDevice
 from fcmxmpp.testing import SENDER_ID, ConnectedPair, RecordingHandler, connectedPair
 
 
