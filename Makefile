@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | package | bench | clean
+# make demo | test | lint | docs | package | proto | bench | clean
 # Each prepares .venv by itself; PYTHON picks the interpreter it is made with.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ empty :=
 space := $(empty) $(empty)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs package bench clean
+.PHONY: demo test lint docs package proto bench clean
 
 demo: $(RUNTIME)
 	@$(BIN)/twistd -n --pidfile= --logfile=demo.log fcm-xmpp --embedded --demo
@@ -40,6 +40,13 @@ docs: $(DEV) $(INVENTORY)
 
 package: $(DEV)
 	@.ci/package
+
+# What devices speak, compiled; committed, so that nobody else needs a compiler.
+proto: $(DEV)
+	@mkdir -p build/proto
+	@$(BIN)/python -m grpc_tools.protoc -I fcmxmpp/mcs --descriptor_set_out=fcmxmpp/mcs/wire.binpb \
+		--pyi_out=build/proto fcmxmpp/mcs/wire.proto
+	@cp build/proto/wire_pb2.pyi fcmxmpp/mcs/wire.pyi
 
 # For development, because slixmpp is one of those that are compared. Needs Linux, gcc and OpenSSL's headers as
 # well, and says so; without Node.js one of the others is left out.

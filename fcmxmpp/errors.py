@@ -20,6 +20,7 @@ __all__ = [
     "LoginRefused",
     "LoginTimedOut",
     "MalformedAck",
+    "MalformedFrame",
     "MalformedPayload",
     "Nacked",
     "NotSendable",
@@ -60,6 +61,12 @@ class MalformedPayload(FCMError):
 class MalformedAck(MalformedPayload):
     """
     The same, where the peer meant to acknowledge something.
+    """
+
+
+class MalformedFrame(FCMError):
+    """
+    What a peer sends is not MCS.  Nothing that comes after it can be read.
     """
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from msgspec import Struct, structs
 from twisted.application.service import Service
@@ -48,7 +49,7 @@ from fcmxmpp.validation import checkSendable
 from fcmxmpp.window import Queue
 
 
-__all__ = ["ConnectionServer"]
+__all__ = ["ConnectionServer", "IPostOffice", "objection"]
 
 _log = Logger()
 
@@ -77,14 +78,33 @@ class _Entrusted:
         self.devices: list[Device] = []
 
 
+class _Held(Struct, frozen=True):
+    """
+    A message that came before it was known what is in the store: see
+    L{ConnectionServer.take}.
+    """
+
+    device: Device
+    message: UpstreamMessage
+    expires: float | None
+    upload: bytes | None
+
+    def fail(self, error: str) -> None:
+        """
+        Tell the device that the message will not be delivered.
+        """
+        self.device.callbacks.messageFailed(self.message.message_id, error)
+
+
 class _Sender:
     """
     What there is of one sender.
     """
 
-    __slots__ = ("commits", "entrusted", "queue", "streams")
+    __slots__ = ("commits", "entrusted", "queue", "senderID", "streams")
 
-    def __init__(self) -> None:
+    def __init__(self, senderID: str) -> None:
+        self.senderID = senderID
         # What has been committed is taken regardless; the limit is ours.
         self.queue: Queue[tuple[str, str], _Entrusted] = Queue(sys.maxsize)
         #: What is being committed, in the order it is to get into the queue.
@@ -142,14 +162,34 @@ class _Factory(ServerFactory):
         return stream
 
 
+class IPostOffice(Protocol):
+    """
+    What a connection server needs of what serves the devices that connect to
+    it: see L{fcmxmpp.server.postoffice}.
+    """
+
+    def post(self, senderID: str, message: DownstreamMessage, answer: Callable[[Ack | Nack], None]) -> None:
+        """
+        An app server sent a message that passes L{checkSendable}.
+
+        @param answer: is called with the answer, now or later.
+        """
+
+    def absent(self, senderID: str, token: str) -> Device:
+        """
+        Whom to tell what became of a message that an earlier process took over.
+        """
+
+
 class ConnectionServer(Service):
     """
     A connection server.
 
     Without a store, it has everything in memory.  With one, nothing is lost
     that a device was told is stored: what has not been acknowledged when this
-    process ends comes back into the queues at the next start.  Devices and
-    streams are in memory in any case.
+    process ends comes back into the queues at the next start.  Streams, and
+    devices within this process, are in memory in any case; devices that connect
+    are the affair of the post office.
 
     @ivar registry: who may log in, and the devices.
     @ivar factory: for the endpoint on which app servers connect.
@@ -164,16 +204,19 @@ class ConnectionServer(Service):
         randomBytes: Callable[[int], bytes] = os.urandom,
         receipts: bool = False,
         entrusted: IEntrusted | None = None,
+        office: IPostOffice | None = None,
     ) -> None:
         """
         @param receipts: whether to send delivery receipts where they are asked
             for; Google's server stopped that in 2019.
         @param entrusted: of a store that is started before this and stopped
             after it, and that nothing else uses.
+        @param office: what serves the devices that are not in this process.
         """
         self.registry = registry
         self.script = Script()
         self._receipts = receipts
+        self._office = office
         # The answers that the script delays.
         self._late: set[IDelayedCall] = set()
         self.guard = LoginGuard()
@@ -189,7 +232,7 @@ class ConnectionServer(Service):
         if entrusted is not None:
             self._custody = Custody(entrusted, clock, self._restore, self._refuseHeld)
         # What devices send while the custody is loaded.
-        self._held: list[tuple[Device, UpstreamMessage]] = []
+        self._held: list[_Held] = []
 
     def startService(self) -> None:
         """
@@ -225,20 +268,9 @@ class ConnectionServer(Service):
         strings = {key: value for key, value in data.items() if isinstance(value, str)}
         if time_to_live is None or not 0 <= time_to_live <= MAX_UPSTREAM_TTL:
             time_to_live = MAX_UPSTREAM_TTL
-        if not message_id:
-            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
-            return
-        try:
-            size = sum(len(key.encode()) + len(value.encode()) for key, value in strings.items())
-            message_id.encode()
-        except UnicodeEncodeError:
-            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
-            return
-        if len(message_id.encode()) > MAX_ID_BYTES:
-            device.callbacks.messageFailed(message_id, "INVALID_PARAMETERS")
-            return
-        if size > MAX_DATA_BYTES:
-            device.callbacks.messageFailed(message_id, "SIZE")
+        error = objection(message_id, strings)
+        if error is not None:
+            device.callbacks.messageFailed(message_id, error)
             return
         message = UpstreamMessage(
             data=strings,
@@ -247,11 +279,23 @@ class ConnectionServer(Service):
             message_id=message_id,
             category=device.category,
         )
-        self._submit(device, message)
+        self.take(device, message)
 
-    def _submit(self, device: Device, message: UpstreamMessage) -> None:
+    def take(
+        self,
+        device: Device,
+        message: UpstreamMessage,
+        expires: float | None = None,
+        upload: bytes | None = None,
+    ) -> None:
         """
-        A device sends a message that is in order.
+        A device sends a message: what L{submit} does, for a message that
+        L{objection} has nothing against.
+
+        @param expires: until when it is of use, in seconds since 1970, if that
+            does not follow from its C{time_to_live}.
+        @param upload: see L{IEntrusted.add}.  If it is known, the device is told
+            that the message is stored, and never more.
         """
         callbacks = device.callbacks
         custody = self._custody
@@ -260,19 +304,21 @@ class ConnectionServer(Service):
             callbacks.messageFailed(message.message_id, "TOO_MANY_MESSAGES")
             return
         if custody is not None and not custody.isLoaded:
-            self._hold(device, message)
+            self._hold(_Held(device, message, expires, upload))
             return
         entrusted = sender.entrusted.get(message.key)
         if entrusted is None:
             time_to_live = message.time_to_live or 0
-            if not time_to_live and not self._mayGoNow(sender, message):
+            if expires is None:
+                expires = self._clock.seconds() + time_to_live
+            if expires < self._clock.seconds() or (not time_to_live and not self._mayGoNow(sender, message)):
                 callbacks.messageFailed(message.message_id, "TTL_EXCEEDED")
                 return
-            entrusted = _Entrusted(message, self._clock.seconds() + time_to_live)
+            entrusted = _Entrusted(message, expires)
             sender.entrusted[message.key] = entrusted
             if custody is not None and time_to_live:
                 entrusted.devices.append(device)
-                self._commit(custody, device.senderID, sender, entrusted)
+                self._commit(custody, sender, entrusted, upload)
                 return
             sender.queue.append(message.key, entrusted)
         entrusted.devices.append(device)
@@ -293,24 +339,31 @@ class ConnectionServer(Service):
 
     # What is in the store.
 
-    def _hold(self, device: Device, message: UpstreamMessage) -> None:
+    def _hold(self, held: _Held) -> None:
         """
         Keep a message until what was there before it is known.
         """
-        if not message.time_to_live:
-            device.callbacks.messageFailed(message.message_id, "TTL_EXCEEDED")
+        if not held.message.time_to_live:
+            held.fail("TTL_EXCEEDED")
         elif not self.running:
-            device.callbacks.messageFailed(message.message_id, "SERVICE_NOT_AVAILABLE")
+            held.fail("SERVICE_NOT_AVAILABLE")
         else:
-            self._held.append((device, message))
+            self._held.append(held)
 
-    def _commit(self, custody: Custody, senderID: str, sender: _Sender, entrusted: _Entrusted) -> None:
+    def _commit(
+        self, custody: Custody, sender: _Sender, entrusted: _Entrusted, upload: bytes | None = None
+    ) -> None:
         """
         Commit a message, and only then go on with it.
         """
 
-        def added(entry: EntrustedEntry) -> None:
-            entrusted.number = entry.number
+        def added(entry: EntrustedEntry | None) -> None:
+            if entry is None:
+                # It came before, and its device was not told, or lost power.
+                sender.commits.remove(entrusted)
+                del sender.entrusted[entrusted.message.key]
+            else:
+                entrusted.number = entry.number
             self._queueCommitted(sender)
             for device in entrusted.devices:
                 device.callbacks.messageStored(entrusted.message.message_id)
@@ -325,7 +378,7 @@ class ConnectionServer(Service):
             self._route(sender)
 
         sender.commits.append(entrusted)
-        custody.add(senderID, entrusted.message, entrusted.expires, added, refused)
+        custody.add(sender.senderID, entrusted.message, entrusted.expires, added, refused, upload)
 
     def _queueCommitted(self, sender: _Sender) -> None:
         """
@@ -363,16 +416,16 @@ class ConnectionServer(Service):
         for sender in list(self._senders.values()):
             self._route(sender)
         held, self._held = self._held, []
-        for device, message in held:
-            self._submit(device, message)
+        for each in held:
+            self.take(each.device, each.message, each.expires, each.upload)
 
     def _refuseHeld(self) -> None:
         """
         It is not known what is there: take nothing over, and keep nothing.
         """
         held, self._held = self._held, []
-        for device, message in held:
-            device.callbacks.messageFailed(message.message_id, "SERVICE_NOT_AVAILABLE")
+        for each in held:
+            each.fail("SERVICE_NOT_AVAILABLE")
 
     def _remove(self, sender: _Sender, key: tuple[str, str]) -> list[Device]:
         """
@@ -388,6 +441,8 @@ class ConnectionServer(Service):
         if not entrusted.devices:
             # Of an earlier process; its device may have come back.
             device = self.registry.device(key[0])
+            if device is None and self._office is not None and isinstance(entrusted.message, UpstreamMessage):
+                device = self._office.absent(sender.senderID, key[0])
             return [] if device is None else [device]
         return entrusted.devices
 
@@ -397,7 +452,7 @@ class ConnectionServer(Service):
         """
         sender = self._senders.get(senderID)
         if sender is None:
-            sender = self._senders[senderID] = _Sender()
+            sender = self._senders[senderID] = _Sender(senderID)
         return sender
 
     def _leastBusy(self, sender: _Sender) -> ServerStream | None:
@@ -563,19 +618,44 @@ class ConnectionServer(Service):
             return
         if rule.delay is None:
             return
-        device = None
         if rule.error is not None:
-            answer: Ack | Nack = _nack(message, rule.error, "")
+            self._answerBy(rule, stream, _nack(message, rule.error, ""))
+            return
+        try:
+            checkSendable(message)
+        except NotSendable as error:
+            description = f'InvalidParameters : Field "{error.field}" {error.reason}'
+            self._answerBy(rule, stream, _nack(message, "INVALID_JSON", description))
+            return
+        to = message.to or ""
+        device = self.registry.device(to)
+        if device is None and self._office is not None:
+            self._office.post(stream.senderID, message, lambda answer: self._answerBy(rule, stream, answer))
+        elif device is None and message.condition is None and not to.startswith("/topics/"):
+            description = f"Invalid token on 'to' field: {to}"
+            self._answerBy(rule, stream, _nack(message, "BAD_REGISTRATION", description))
+        elif device is not None and device.senderID != stream.senderID:
+            description = "The token belongs to another sender"
+            self._answerBy(rule, stream, _nack(message, "SENDER_ID_MISMATCH", description))
         else:
-            answer, device = self._deliver(stream.senderID, message)
+            if device is not None and not message.dry_run:
+                device.callbacks.messageReceived(message)
+            self._answerBy(
+                rule, stream, Ack(from_=to or message.condition, message_id=message.message_id or "")
+            )
+            if device is not None and not message.dry_run and message.delivery_receipt_requested:
+                self.receipt(device.senderID, device.token, device.category, message.message_id or "")
+
+    def _answerBy(self, rule: Rule, stream: ServerStream, answer: Ack | Nack) -> None:
+        """
+        Answer a message with what the script has to add.
+        """
         if rule.registration_id is not None:
             answer = structs.replace(answer, registration_id=rule.registration_id)
         if rule.delay:
             self._answerLater(rule.delay, stream, answer)
         else:
             self.answer(stream, answer)
-        if device is not None and self._receipts and message.delivery_receipt_requested:
-            self._sendReceipt(device, message)
 
     def answer(self, stream: ServerStream, answer: Ack | Nack) -> None:
         """
@@ -599,49 +679,30 @@ class ConnectionServer(Service):
         call = self._clock.callLater(delay, due)
         self._late.add(call)
 
-    def _deliver(self, senderID: str, message: DownstreamMessage) -> tuple[Ack | Nack, Device | None]:
+    def receipt(self, senderID: str, token: str, category: str, message_id: str) -> None:
         """
-        See what is wrong with a message, and give it to its device.
+        Tell an app server that a device has its message, if this server does
+        that at all.
 
-        @return: the answer, and the device that got it, if one did.
+        @param token: of the device.
+        @param category: of the app on it.
         """
-        to = message.to
-        try:
-            checkSendable(message)
-        except NotSendable as error:
-            description = f'InvalidParameters : Field "{error.field}" {error.reason}'
-            return _nack(message, "INVALID_JSON", description), None
-        device = None
-        if to is not None and not to.startswith("/topics/"):
-            device = self.registry.device(to)
-            if device is None:
-                return _nack(message, "BAD_REGISTRATION", f"Invalid token on 'to' field: {to}"), None
-            if device.senderID != senderID:
-                return _nack(message, "SENDER_ID_MISMATCH", "The token belongs to another sender"), None
-        if device is not None and message.dry_run:
-            device = None
-        if device is not None:
-            device.callbacks.messageReceived(message)
-        return Ack(from_=to or message.condition, message_id=message.message_id or ""), device
-
-    def _sendReceipt(self, device: Device, message: DownstreamMessage) -> None:
-        """
-        Tell the app server that the device has its message.
-        """
+        if not self._receipts:
+            return
         now = self._clock.seconds()
         receipt = Receipt(
-            category=device.category,
+            category=category,
             data=ReceiptData(
                 message_status="MESSAGE_SENT_TO_DEVICE",
-                original_message_id=message.message_id or "",
-                device_registration_id=device.token,
+                original_message_id=message_id,
+                device_registration_id=token,
                 message_sent_timestamp=str(int(now * 1000)),
             ),
-            message_id=f"dr2:{message.message_id}",
+            message_id=f"dr2:{message_id}",
             time_to_live=0,
             from_=RECEIPT_SENDER,
         )
-        sender = self._sender(device.senderID)
+        sender = self._sender(senderID)
         isReady = self._custody is None or self._custody.isLoaded
         if receipt.key in sender.entrusted or sender.isFull or not isReady:
             # The same message again, or an app server that is long gone, or a
@@ -650,7 +711,7 @@ class ConnectionServer(Service):
         entrusted = _Entrusted(receipt, now + MAX_UPSTREAM_TTL)
         sender.entrusted[receipt.key] = entrusted
         if self._custody is not None:
-            self._commit(self._custody, device.senderID, sender, entrusted)
+            self._commit(self._custody, sender, entrusted)
             return
         sender.queue.append(receipt.key, entrusted)
         self._route(sender)
@@ -713,6 +774,21 @@ class ConnectionServer(Service):
         for stream in list(self._connections):
             stream.sendStreamError(StreamError("system-shutdown"))
         return closed
+
+
+def objection(message_id: str, data: Mapping[str, str]) -> str | None:
+    """
+    What there is against a device's message: C{"INVALID_PARAMETERS"} or
+    C{"SIZE"}, or nothing.
+    """
+    try:
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
+        identifier = message_id.encode()
+    except UnicodeEncodeError:
+        return "INVALID_PARAMETERS"
+    if not 0 < len(identifier) <= MAX_ID_BYTES:
+        return "INVALID_PARAMETERS"
+    return "SIZE" if size > MAX_DATA_BYTES else None
 
 
 def _nack(message: DownstreamMessage, error: str, description: str) -> Nack:
