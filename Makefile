@@ -46,7 +46,7 @@ proto: $(DEV)
 	@mkdir -p build/proto
 	@$(BIN)/python -m grpc_tools.protoc -I fcmxmpp/mcs --descriptor_set_out=fcmxmpp/mcs/wire.binpb \
 		--pyi_out=build/proto fcmxmpp/mcs/wire.proto
-	@cp build/proto/wire_pb2.pyi fcmxmpp/mcs/wire.pyi
+	@{ echo '# mypy: disable-error-code="type-arg,no-untyped-def"'; cat build/proto/wire_pb2.pyi; } >fcmxmpp/mcs/wire.pyi
 
 # For development, because slixmpp is one of those that are compared. Needs Linux, gcc and OpenSSL's headers as
 # well, and says so; without Node.js one of the others is left out.

@@ -172,7 +172,7 @@ class DownstreamTests(DeviceCase):
         stanzas = [message for tag, message in client.login(self.identity) if tag == Tag.DATA_MESSAGE_STANZA]
         self.assertEqual(
             [str(number) for number in range(70)],
-            [dict((each.key, each.value) for each in stanza.app_data)["n"] for stanza in stanzas],
+            [{each.key: each.value for each in stanza.app_data}["n"] for stanza in stanzas],
         )
 
     def test_acknowledged(self) -> None:

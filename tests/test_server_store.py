@@ -72,12 +72,14 @@ class SlowEntrusted:
             self.go()
 
     def add(
-        self, senderID: str, message: UpstreamMessage | Receipt, expires: float
-    ) -> Deferred[EntrustedEntry]:
+        self, senderID: str, message: UpstreamMessage | Receipt, expires: float, upload: bytes | None = None
+    ) -> Deferred[EntrustedEntry | None]:
         """
         See L{IEntrusted.add}.
         """
-        return self._do(f"add {message.message_id}", lambda: self._memory.add(senderID, message, expires))
+        return self._do(
+            f"add {message.message_id}", lambda: self._memory.add(senderID, message, expires, upload)
+        )
 
     def load(self, after: int, limit: int) -> Deferred[list[EntrustedEntry]]:
         """
@@ -113,7 +115,7 @@ class Harness:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.memory = MemoryEntrusted()
+        self.memory = MemoryEntrusted(self.clock.seconds, 9999.0)
         self.make()
 
     def make(self, receipts: bool = True) -> None:
@@ -213,7 +215,7 @@ class CommitTests(StoreCase):
         """
         The store of these tests is one.
         """
-        verifyObject(IEntrusted, SlowEntrusted(MemoryEntrusted()))
+        verifyObject(IEntrusted, SlowEntrusted(MemoryEntrusted(Clock().seconds, 9999.0)))
 
     def test_committedFirst(self) -> None:
         """

@@ -432,8 +432,8 @@ class OpenTests(SynchronousTestCase):
         """
         steps = (*database._STEPS, "ALTER TABLE inbox ADD COLUMN more TEXT")
         self.patch(database, "_STEPS", steps)
-        self.patch(database, "VERSION", 2)
-        self.patch(browse, "VERSION", 2)
+        self.patch(database, "VERSION", len(steps))
+        self.patch(browse, "VERSION", len(steps))
 
     def test_older(self) -> None:
         """
@@ -442,7 +442,7 @@ class OpenTests(SynchronousTestCase):
         """
         self.older()
         with closing(browse.openStore(self.path)) as connection:
-            self.assertEqual(2, database._versionOf(connection))
+            self.assertEqual(database.VERSION, database._versionOf(connection))
         # It was for that only that it was kept.
         os.close(lock(self.path))
 
@@ -453,11 +453,11 @@ class OpenTests(SynchronousTestCase):
         self.addCleanup(os.close, lock(self.path))
         self.older()
         self.assertEqual(
-            "it is of version 1, and a service of that version is using it: stop that first",
+            f"it is of version {database.VERSION - 1}, and a service of that version is using it: stop that first",
             self.refused(self.path),
         )
         with closing(sqlite3.connect(self.path)) as connection:
-            self.assertEqual(1, database._versionOf(connection))
+            self.assertEqual(database.VERSION - 1, database._versionOf(connection))
 
     def test_inUse(self) -> None:
         """

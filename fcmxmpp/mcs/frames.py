@@ -77,7 +77,7 @@ class FrameDecoder:
     def __init__(self, maxFrame: int = 1 << 20) -> None:
         self.version: int | None = None
         self.maxFrame = maxFrame
-        self._buffer = b""
+        self._buffer: bytes | bytearray = b""
         # How long the buffer has to be for anything new to be in it, so that a
         # frame in many pieces is put together once.
         self._needed = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
@@ -50,7 +50,7 @@ UNSTORED = 100
 _EARLY = 16
 #: The versions of the protocol that are spoken: 41 by all but iOS, which says 40;
 #: 38 is what old servers had.
-_VERSIONS = range(38, 42)
+_VERSIONS = (38, 39, 40, 41)
 
 
 class Platform(Enum):
@@ -183,8 +183,9 @@ class ServerSession(Conversation):
         """
         The device says who it is.
         """
-        if self._decoder.version not in _VERSIONS:
-            return self._hangUp(f"version {self._decoder.version} is not spoken")
+        version = self._decoder.version or 0
+        if version not in _VERSIONS:
+            return self._hangUp(f"version {version} is not spoken")
         named = (request.id, request.user, request.auth_token, *request.received_persistent_id)
         if not all(isinstance(each, str) for each in named):
             raise MalformedFrame("a login request that is not Unicode")
@@ -193,7 +194,7 @@ class ServerSession(Conversation):
         if prefix in ("android", "chrome", "ios"):
             self.platform = Platform(prefix)
         # A server of another version than its own iOS and Chrome do not talk to.
-        return [Write(bytes((self._decoder.version,))), LoginAsked(request)]
+        return [Write(bytes((version,))), LoginAsked(request)]
 
     def accept(self, now: float) -> list[Any]:
         """
@@ -293,7 +294,7 @@ class ServerSession(Conversation):
         """
         return self._hangUp("a second login")
 
-    _steps = {
+    _steps: ClassVar = {
         Tag.HEARTBEAT_PING: _pinged,
         Tag.HEARTBEAT_ACK: _lastReceived,
         Tag.LOGIN_REQUEST: _again,

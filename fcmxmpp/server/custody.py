@@ -137,16 +137,19 @@ class Custody:
         senderID: str,
         message: UpstreamMessage | Receipt,
         expires: float,
-        added: Callable[[EntrustedEntry], None],
+        added: Callable[[EntrustedEntry | None], None],
         refused: Callable[[Exception], None],
+        upload: bytes | None = None,
     ) -> None:
         """
         Take something over.
 
-        @param added: is called when that is committed.
+        @param added: is called when that is committed; with None if the upload
+            is known.
         @param refused: is called if it is not.
+        @param upload: see L{IEntrusted.add}.
         """
-        self._do(self._store.add(senderID, message, expires), added, refused)
+        self._do(self._store.add(senderID, message, expires, upload), added, refused)
 
     def remove(self, number: int) -> None:
         """

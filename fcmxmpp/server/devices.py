@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fcmxmpp.errors import MalformedFrame
 from fcmxmpp.mcs.session import (
     Confirmed,
     Delivered,
@@ -76,6 +77,8 @@ class DeviceStream(Protocol):
         self._isFull = False
         # Whether the transport has been told to read nothing.
         self._isDeaf = False
+        # Whether something waits until the device acknowledges, or lives at least.
+        self._isStarved = False
         self._isOver = False
         # Which of the device's messages are stored, and are to be acknowledged
         # together.
@@ -111,6 +114,9 @@ class DeviceStream(Protocol):
             return
         self._carryOut(self.session.receive(data, self._clock.seconds()))
         self._listenOrNot()
+        if self._isStarved and self.mayTake:
+            self._isStarved = False
+            self._office.deliver(self)
 
     def _listenOrNot(self) -> None:
         """
@@ -127,13 +133,18 @@ class DeviceStream(Protocol):
 
     def _carryOut(self, outputs: list[Output]) -> None:
         """
-        Do what the session wants done; what it wants written goes in one write.
+        Do what the session wants done, in its order; writes that follow one
+        another are one.
         """
         writes: list[bytes] = []
         for output in outputs:
             if isinstance(output, Write):
                 writes.append(output.data)
-            elif isinstance(output, Uploaded):
+                continue
+            if writes:
+                self._write(writes)
+                writes = []
+            if isinstance(output, Uploaded):
                 self._upload(output)
             elif isinstance(output, Delivered):
                 self._office.delivered(output.handles)
@@ -145,16 +156,15 @@ class DeviceStream(Protocol):
                 self._logIn(output)
             else:
                 assert isinstance(output, Hangup)
-                self._write(writes)
-                writes = []
                 self._hangUp(output.reason, output.abort)
-        self._write(writes)
+        if writes:
+            self._write(writes)
 
     def _write(self, writes: list[bytes]) -> None:
         """
         Write.
         """
-        if writes and not self._isOver:
+        if not self._isOver:
             assert self.transport is not None
             self.transport.write(b"".join(writes))
 
@@ -225,7 +235,12 @@ class DeviceStream(Protocol):
         """
         Whether this takes a mail now.
         """
-        return not self._isFull and not self._isOver and self.session.room
+        if self._isFull or self._isOver:
+            return False
+        if not self.session.room:
+            self._isStarved = True
+            return False
+        return True
 
     def take(self, mail: Mail) -> None:
         """
@@ -270,7 +285,13 @@ class DeviceStream(Protocol):
         """
         The device has sent a message.
         """
-        upload = readUpload(uploaded.stanza, self.session.platform, self.android_id, self._clock.seconds())
+        try:
+            upload = readUpload(
+                uploaded.stanza, self.session.platform, self.android_id, self._clock.seconds()
+            )
+        except MalformedFrame as error:
+            self.end(str(error))
+            return
         self._office.upload(self, uploaded.streamID, upload)
 
     def _notConfirmed(self, failure: Failure) -> None:
@@ -395,7 +416,7 @@ class DeviceFactory(ServerFactory):
         self._strangers: OrderedDict[DeviceStream, None] = OrderedDict()
         self._idle: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: object) -> DeviceStream | None:
+    def buildProtocol(self, addr: object) -> DeviceStream | None:  # type: ignore[override]  # has a factory of its own
         """
         Build a stream, unless there are too many.
         """

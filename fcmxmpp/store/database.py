@@ -29,6 +29,7 @@ __all__ = [
     "insert",
     "lastNumber",
     "lock",
+    "makeTables",
     "marks",
     "parseStore",
     "transaction",
@@ -95,6 +96,93 @@ _STEPS = (
         sender_id TEXT NOT NULL,
         expires REAL NOT NULL,
         body BLOB NOT NULL
+    );
+    """,
+    """
+    -- Devices that have checked in.
+    CREATE TABLE devices (
+        android_id INTEGER PRIMARY KEY,
+        security_token INTEGER NOT NULL,
+        seen REAL NOT NULL
+    );
+    CREATE INDEX devices_seen ON devices (seen);
+
+    -- Apps on them. A Web Push registration stands on another one, and has keys.
+    CREATE TABLE registrations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        token TEXT NOT NULL UNIQUE,
+        android_id INTEGER NOT NULL,
+        category TEXT NOT NULL,
+        sender_id TEXT NOT NULL,
+        subtype TEXT NOT NULL,
+        p256dh TEXT,
+        auth TEXT,
+        stands_on INTEGER
+    );
+    CREATE INDEX registrations_app ON registrations (android_id, category, sender_id, subtype);
+    CREATE INDEX registrations_standing ON registrations (stands_on) WHERE stands_on IS NOT NULL;
+
+    -- Topics in lower case, and as they were written first.
+    CREATE TABLE subscriptions (
+        topic TEXT NOT NULL,
+        registration INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        since REAL NOT NULL,
+        PRIMARY KEY (topic, registration)
+    ) WITHOUT ROWID;
+    CREATE INDEX subscriptions_registration ON subscriptions (registration);
+
+    CREATE TABLE device_groups (
+        number INTEGER PRIMARY KEY,
+        notification_key TEXT NOT NULL UNIQUE,
+        sender_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        UNIQUE (sender_id, name)
+    );
+    CREATE TABLE members (
+        device_group INTEGER NOT NULL,
+        registration INTEGER NOT NULL,
+        PRIMARY KEY (device_group, registration)
+    ) WITHOUT ROWID;
+    CREATE INDEX members_registration ON members (registration);
+
+    -- What waits for devices, or is on its way to them.
+    CREATE TABLE mail (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        android_id INTEGER NOT NULL,
+        registration INTEGER NOT NULL,
+        category TEXT NOT NULL,
+        kind INTEGER NOT NULL,
+        sender_id TEXT NOT NULL,
+        topic TEXT,
+        message_id TEXT,
+        collapse_key TEXT,
+        persistent_id TEXT NOT NULL,
+        posted REAL NOT NULL,
+        expires REAL NOT NULL,
+        body BLOB NOT NULL
+    );
+    CREATE INDEX mail_device ON mail (android_id, number);
+    CREATE INDEX mail_app ON mail (android_id, category, kind, message_id);
+    CREATE INDEX mail_collapse ON mail (android_id, category, collapse_key) WHERE collapse_key IS NOT NULL;
+    CREATE INDEX mail_expires ON mail (expires);
+
+    -- Messages to topics and conditions, and the last registration that they came to.
+    CREATE TABLE broadcasts (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        sender_id TEXT NOT NULL,
+        topic TEXT,
+        condition TEXT,
+        posted REAL NOT NULL,
+        expires REAL NOT NULL,
+        nonce TEXT NOT NULL,
+        last INTEGER NOT NULL DEFAULT 0,
+        body BLOB NOT NULL
+    );
+
+    CREATE TABLE secrets (
+        name TEXT PRIMARY KEY NOT NULL,
+        value BLOB NOT NULL
     );
     """,
 )
@@ -167,9 +255,7 @@ def _prepare(connection: Connection) -> None:
     if _versionOf(connection) < VERSION:
         with transaction(connection):
             # Another process may have been faster.
-            for step in _STEPS[_checkVersion(connection) :]:
-                for statement in step.split(";"):
-                    connection.execute(statement)
+            makeTables(connection, _checkVersion(connection))
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
     # Not only the header: a file cut short is noticed now.
@@ -178,8 +264,21 @@ def _prepare(connection: Connection) -> None:
         ("inbox", "number"),
         ("outbox", "number"),
         ("entrusted", "number"),
+        ("mail", "number"),
+        ("registrations", "number"),
     ):
         connection.execute(f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 1").fetchone()
+
+
+def makeTables(connection: Connection, version: int = 0) -> None:
+    """
+    Bring a database up to date.
+
+    @param version: what it is now; 0 for an empty one.
+    """
+    for step in _STEPS[version:]:
+        for statement in step.split(";"):
+            connection.execute(statement)
 
 
 def _useLog(connection: Connection) -> None:

@@ -6,7 +6,7 @@ It outlasts the app server that uses it, but not the process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 from msgspec import structs
@@ -26,11 +26,50 @@ from fcmxmpp.entries import (
 from fcmxmpp.errors import StillUnanswered
 from fcmxmpp.interfaces import IEntrusted, IInbox, IOutbox, IStore
 from fcmxmpp.messages import DownstreamMessage, Receipt, UpstreamMessage
+from fcmxmpp.store.atonce import AtOnce
+from fcmxmpp.store.mailboxes import SQLMailboxes
+from fcmxmpp.store.registrations import SQLRegistrations
 
 
 __all__ = ["MemoryEntrusted", "MemoryInbox", "MemoryOutbox", "MemoryStore"]
 
 _E = TypeVar("_E", InboxEntry, OutboxEntry, SettledEntry, EntrustedEntry)
+
+
+class _Known:
+    """
+    What is known for a while.
+    """
+
+    def __init__(self, seconds: Callable[[], float], keep: float) -> None:
+        self._seconds = seconds
+        self._keep = keep
+        # Since when; the oldest first.
+        self._known: dict[Hashable, float] = {}
+
+    def learn(self, key: Hashable) -> bool:
+        """
+        Know something from now on.
+
+        @return: whether it was not known.
+        """
+        now = self._seconds()
+        while self._known:
+            old = next(iter(self._known))
+            if self._known[old] > now - self._keep:
+                break
+            del self._known[old]
+        if key in self._known:
+            return False
+        self._known[key] = now
+        return True
+
+    def isKnown(self, key: Hashable) -> bool:
+        """
+        Whether something is known.
+        """
+        since = self._known.get(key)
+        return since is not None and since > self._seconds() - self._keep
 
 
 @implementer(IInbox)
@@ -43,34 +82,16 @@ class MemoryInbox:
 
     def __init__(self, seconds: Callable[[], float], keep: float) -> None:
         self._seconds = seconds
-        self._keep = keep
         self._count = 0
         self._entries: dict[int, InboxEntry] = {}
-        # Since when each is known; the oldest first.
-        self._known: dict[tuple[str, str], float] = {}
+        self._known = _Known(seconds, keep)
         self.deadLetters: list[DeadLetter] = []
-
-    def _learn(self, key: tuple[str, str]) -> bool:
-        """
-        Know a message from now on.
-
-        @return: whether it was not known.
-        """
-        now = self._seconds()
-        for old in list(self._known):
-            if self._known[old] > now - self._keep:
-                break
-            del self._known[old]
-        if key in self._known:
-            return False
-        self._known[key] = now
-        return True
 
     def add(self, message: UpstreamMessage | Receipt) -> Deferred[InboxEntry | None]:
         """
         See L{IInbox.add}.
         """
-        if not self._learn(message.key):
+        if not self._known.learn(message.key):
             return succeed(None)
         self._count += 1
         entry = InboxEntry(number=self._count, message=message, arrived=self._seconds())
@@ -102,14 +123,13 @@ class MemoryInbox:
         """
         See L{IInbox.isKnown}.
         """
-        since = self._known.get(key)
-        return succeed(since is not None and since > self._seconds() - self._keep)
+        return succeed(self._known.isKnown(key))
 
     def remember(self, key: tuple[str, str]) -> Deferred[None]:
         """
         See L{IInbox.remember}.
         """
-        self._learn(key)
+        self._known.learn(key)
         return succeed(None)
 
     def putAside(self, letter: DeadLetter) -> Deferred[bool]:
@@ -117,7 +137,7 @@ class MemoryInbox:
         See L{IInbox.putAside}.
         """
         entry = None if letter.number is None else self._entries.pop(letter.number, None)
-        isNew = self._learn((letter.from_, letter.message_id))
+        isNew = self._known.learn((letter.from_, letter.message_id))
         if entry is None and not isNew:
             return succeed(False)
         self.deadLetters.append(letter)
@@ -218,16 +238,19 @@ class MemoryEntrusted:
     What devices have entrusted to a connection server, in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Callable[[], float], keep: float) -> None:
         self._count = 0
         self._entries: dict[int, EntrustedEntry] = {}
+        self._uploads = _Known(seconds, keep)
 
     def add(
-        self, senderID: str, message: UpstreamMessage | Receipt, expires: float
-    ) -> Deferred[EntrustedEntry]:
+        self, senderID: str, message: UpstreamMessage | Receipt, expires: float, upload: bytes | None = None
+    ) -> Deferred[EntrustedEntry | None]:
         """
         See L{IEntrusted.add}.
         """
+        if upload is not None and not self._uploads.learn(upload):
+            return succeed(None)
         self._count += 1
         entry = EntrustedEntry(number=self._count, senderID=senderID, message=message, expires=expires)
         self._entries[entry.number] = entry
@@ -262,6 +285,8 @@ class MemoryStore(Service):
     @ivar inbox: an L{IInbox}.
     @ivar outbox: an L{IOutbox}.
     @ivar entrusted: an L{IEntrusted}.
+    @ivar registrations: an L{IRegistrations<fcmxmpp.interfaces.IRegistrations>}.
+    @ivar mailboxes: an L{IMailboxes<fcmxmpp.interfaces.IMailboxes>}.
     """
 
     def __init__(self, seconds: Callable[[], float], keep: float = 48 * 3600.0) -> None:
@@ -271,4 +296,8 @@ class MemoryStore(Service):
         """
         self.inbox = MemoryInbox(seconds, keep)
         self.outbox = MemoryOutbox(seconds)
-        self.entrusted = MemoryEntrusted()
+        self.entrusted = MemoryEntrusted(seconds, keep)
+        # Here SQL is the reference: what it does at once, in memory, it does in a file.
+        commits = AtOnce()
+        self.registrations = SQLRegistrations(commits, seconds)
+        self.mailboxes = SQLMailboxes(commits, seconds)

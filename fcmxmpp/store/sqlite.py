@@ -21,10 +21,12 @@ from fcmxmpp.store.database import Connection, connect, lock
 from fcmxmpp.store.entrusted import SQLiteEntrusted
 from fcmxmpp.store.groupcommit import MOST, GroupCommit
 from fcmxmpp.store.inbox import SQLiteInbox
+from fcmxmpp.store.mailboxes import SQLMailboxes, forgetExpired
 from fcmxmpp.store.outbox import SQLiteOutbox
+from fcmxmpp.store.registrations import SQLRegistrations, forgetDevices
 
 
-__all__ = ["KEEP", "SQLiteStore", "sweep"]
+__all__ = ["KEEP", "SQLiteStore", "sweep", "sweepDevices"]
 
 #: Seconds for which it is remembered which messages have been taken over: twice
 #: the longest time that a connection server delivers one.
@@ -36,8 +38,12 @@ STRIDE, REST, TIMES = 0.05, 60.0, 16
 #: How many rows a step of the sweep looks at, at least and at most, and the
 #: seconds that it may take.
 FEW, MANY, BRIEF = 100, 2000, 0.005
-#: How many failed downstream messages a step takes away, which are large.
-LARGE = 100
+#: How many failed downstream messages a step takes away, or mails of devices, which
+#: are large; and how many devices, which have much hanging on them.
+LARGE, HEAVY = 100, 10
+#: Seconds after which a device that has not been seen is forgotten, as Google does
+#: it: 270 days.
+STALE = 270 * 86_400.0
 
 #: Behind every digest.
 _BEHIND = b"\xff" * 17
@@ -77,6 +83,20 @@ def sweep(
     return results
 
 
+def sweepDevices(connection: Connection, times: Sequence[float]) -> list[bool]:
+    """
+    Take away some of what waits for devices and is of no use any more, and of
+    the devices that are gone.
+
+    @param times: now, in seconds since 1970.
+    @return: whether there may be more.
+    """
+    return [
+        forgetExpired(connection, now, LARGE) + HEAVY * forgetDevices(connection, now - STALE, HEAVY) >= LARGE
+        for now in times
+    ]
+
+
 @implementer(IStore)
 class SQLiteStore(Service):
     """
@@ -89,6 +109,8 @@ class SQLiteStore(Service):
     @ivar inbox: an L{IInbox}.
     @ivar outbox: an L{IOutbox}.
     @ivar entrusted: an L{IEntrusted}.
+    @ivar registrations: an L{IRegistrations<fcmxmpp.interfaces.IRegistrations>}.
+    @ivar mailboxes: an L{IMailboxes<fcmxmpp.interfaces.IMailboxes>}.
     @ivar commits: what does the work.
     """
 
@@ -104,6 +126,8 @@ class SQLiteStore(Service):
         self._keep = keep
         self._lock: int | None = None
         self._next: IDelayedCall | None = None
+        # Whether there may be more to take away of what devices have left.
+        self._isMoreOfDevices = False
         self._step = FEW
         self._rest = max(REST, keep / TIMES)
         self._sweptTo = b""
@@ -111,7 +135,9 @@ class SQLiteStore(Service):
         self.commits = GroupCommit(partial(connect, self._path), reactor, path, most)
         self.inbox = SQLiteInbox(self.commits, self.seconds)
         self.outbox = SQLiteOutbox(self.commits, self.seconds)
-        self.entrusted = SQLiteEntrusted(self.commits)
+        self.entrusted = SQLiteEntrusted(self.commits, self.seconds)
+        self.registrations = SQLRegistrations(self.commits, self.seconds)
+        self.mailboxes = SQLMailboxes(self.commits, self.seconds)
 
     def claim(self) -> None:
         """
@@ -146,8 +172,17 @@ class SQLiteStore(Service):
         """
         self._next = None
         before = self.seconds() - self._keep
+        # Both are one transaction: if one fails, so does the other.
+        devices = self.commits.do(sweepDevices, self.seconds())
+        devices.addCallbacks(self._devicesSwept, lambda _: None)
         swept = self.commits.do(sweep, (before, self._sweptTo, self._step))
         swept.addCallbacks(self._swept, self._notSwept)
+
+    def _devicesSwept(self, isMore: bool) -> None:
+        """
+        That was done.
+        """
+        self._isMoreOfDevices = isMore
 
     def _swept(self, result: tuple[bytes | None, float]) -> None:
         """
@@ -159,7 +194,7 @@ class SQLiteStore(Service):
         elif seconds < BRIEF / 2:
             self._step = min(MANY, self._step * 2)
         self._sweptTo = to or b""
-        self._sweepLater(self._rest if to is None else STRIDE)
+        self._sweepLater(self._rest if to is None and not self._isMoreOfDevices else STRIDE)
 
     def _notSwept(self, _: object) -> None:
         """
