@@ -50,7 +50,6 @@ import stat
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
-from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -62,14 +61,14 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTime, IStreamServerEndpoint
-from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request, Site
+from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
+from fcmxmpp.boundedhttp import BoundedChannel, BoundedSite
 from fcmxmpp.errors import (
     AckTimedOut,
     Expired,
@@ -94,8 +93,6 @@ _encode = msgspec.json.Encoder().encode
 
 #: Bytes that a request's body may have.
 MAX_BODY = 64 * 1024
-#: Bytes of a longer one that are read, so that its sender gets to the answer.
-_MAX_READ = 1024 * 1024
 _TOO_LONG = f"a message has at most {MAX_BODY} bytes"
 #: Seconds that a client has for a request, and between two.
 IDLE = 60.0
@@ -356,144 +353,6 @@ class SendResource(Resource):
         await DeferredList([request.notifyFinish() for request in self._open], consumeErrors=True)
 
 
-class _Request(Request):
-    """
-    A request whose body is kept as far as it can be a message, and read a
-    little further, so that a client that sends too much gets to the answer.
-    """
-
-    content: BytesIO
-    _came = 0
-    _isCutOff = False
-
-    def gotLength(self, length: int | None) -> None:
-        """
-        The headers have come.
-        """
-        self.content = BytesIO()
-        if length is not None and length > _MAX_READ:
-            self._cutOff()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """
-        Some of the body has come.
-        """
-        if self._isCutOff:
-            return
-        self._came += len(data)
-        self.content.write(data[: MAX_BODY + 1 - self.content.tell()])
-        if self._came > _MAX_READ:
-            self._cutOff()
-
-    def _cutOff(self) -> None:
-        """
-        Answer before the request's end, and hang up.
-        """
-        self._isCutOff = True
-        body = _encode(_error(_TOO_LONG)) + b"\n"
-        self.channel.write(
-            b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        self.channel.loseConnection()
-
-    def process(self) -> None:
-        """
-        The whole request has come.
-        """
-        if not self._isCutOff:
-            super().process()
-
-
-class _Channel(HTTPChannel):
-    """
-    A connection.
-
-    @ivar closed: fires when it is closed.
-    """
-
-    site: _Site
-    _closing = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.closed: Deferred[None] = Deferred()
-
-    def connectionMade(self) -> None:
-        """
-        A client is there.
-        """
-        self.site.channels.add(self)
-        super().connectionMade()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        It is gone.
-        """
-        # First, because it ends what its requests wait for.
-        self.site.channels.discard(self)
-        super().connectionLost(reason)
-        self.closed.callback(None)
-
-    def resetTimeout(self) -> None:
-        """
-        Give a request no more time for each byte of it.
-        """
-
-    def loseConnection(self) -> None:
-        """
-        Close it, once.
-        """
-        if not self._closing:
-            self._closing = True
-            super().loseConnection()
-
-
-class _Site(Site):
-    """
-    HTTP/1.1, without a log of its own and what that needs.
-
-    @ivar channels: the connections that there are.
-    """
-
-    # Twisted's own protocol chooses between this and HTTP/2.
-    protocol = _Channel  # type: ignore[assignment]
-    noisy = False
-
-    def __init__(self, resource: Resource, clock: IReactorTime) -> None:
-        super().__init__(
-            resource, requestFactory=_Request, parsePOSTFormSubmission=False, timeout=IDLE, reactor=clock
-        )
-        self.channels: set[_Channel] = set()
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """
-        A client has connected; one too many is turned away.
-        """
-        return None if len(self.channels) >= MAX_CLIENTS else super().buildProtocol(addr)
-
-    def startFactory(self) -> None:
-        """
-        Keep no clock for the log.
-        """
-
-    def stopFactory(self) -> None:
-        """
-        There is none.
-        """
-
-    def log(self, request: object) -> None:
-        """
-        Log nothing: there may be secrets in what clients ask for.
-        """
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """
-        What to offer over TLS.
-        """
-        return [b"http/1.1"]
-
-
 class SendAPI(Service):
     """
     Listens, and lets clients send.
@@ -520,7 +379,9 @@ class SendAPI(Service):
         self._endpoint = endpoint
         self._clock = clock
         self._resource = SendResource(sender, clock, newID, token)
-        self.site = _Site(self._resource, clock)
+        self.site = BoundedSite(
+            self._resource, clock, MAX_BODY, _encode(_error(_TOO_LONG)) + b"\n", MAX_CLIENTS, IDLE
+        )
         self._port: IListeningPort | None = None
         self._listening: Deferred[None] | None = None
 
@@ -602,7 +463,7 @@ class SendAPI(Service):
             giveUp.cancel()
 
 
-def _abort(channels: list[_Channel]) -> None:
+def _abort(channels: list[BoundedChannel]) -> None:
     """
     Close connections without waiting for anybody.
     """

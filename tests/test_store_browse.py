@@ -453,7 +453,8 @@ class OpenTests(SynchronousTestCase):
         self.addCleanup(os.close, lock(self.path))
         self.older()
         self.assertEqual(
-            f"it is of version {database.VERSION - 1}, and a service of that version is using it: stop that first",
+            f"it is of version {database.VERSION - 1}, and a service of that version is using it: "
+            "stop that first",
             self.refused(self.path),
         )
         with closing(sqlite3.connect(self.path)) as connection:

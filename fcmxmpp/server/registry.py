@@ -91,6 +91,12 @@ class Registry:
         matches = hmac.compare_digest(known or _NO_KEY, _digest(key))
         return matches and known is not None
 
+    def knows(self, senderID: str) -> bool:
+        """
+        Whether there is such a sender.
+        """
+        return senderID in self._keys
+
     def add(self, device: Device) -> None:
         """
         Register a device, or register it anew.
