@@ -1,35 +1,19 @@
 """
 The options of C{twistd fcm-xmpp}.
-
-A setting comes from its option, else from the environment, else from the
-configuration file, else it has a default.  Whatever is wrong is told in one
-line, with the exit status 1.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NoReturn
 
 from msgspec import Struct
 from twisted.python import usage
 
-from fcmxmpp import __version__
 from fcmxmpp.connection import Credentials
 from fcmxmpp.delivery import POLICIES, Policy
-from fcmxmpp.store.database import parseStore
+from fcmxmpp.settings import SettingsOptions, die, firstLine
 from fcmxmpp.store.sqlite import KEEP
 from fcmxmpp.webhook import checkURL
-
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 __all__ = ["Options", "Settings", "die"]
@@ -78,10 +62,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     announce: bool
 
 
-class Options(usage.Options):
+class Options(SettingsOptions):
     """
     The options of C{twistd fcm-xmpp}.
     """
+
+    program = "fcm-xmpp"
 
     synopsis = "[options]"
     longdesc = (
@@ -185,37 +171,6 @@ class Options(usage.Options):
 
     settings: Settings
 
-    #: Where to look for what no option says.
-    environ: Mapping[str, str] = os.environ
-
-    def parseOptions(self, options: Any = None) -> None:
-        """
-        Read the options.
-
-        @raise SystemExit: if anything is wrong with them.  A C{UsageError}
-            would have twistd print its whole manual.
-        """
-        try:
-            super().parseOptions(options)
-        except usage.UsageError as error:
-            die(str(error))
-
-    def opt_version(self) -> NoReturn:
-        """
-        Display the version and exit.
-        """
-        print(f"fcmxmpp {__version__}")  # noqa: T201  # what the option is for
-        raise SystemExit(0)
-
-    def parseArgs(self, *arguments: str) -> None:
-        """
-        There are only options.
-        """
-        if arguments:
-            raise usage.UsageError(
-                f"unexpected argument {arguments[0]!r}: there are only options, see --help"
-            )
-
     def postOptions(self) -> None:
         """
         Complete and check what was given.
@@ -245,10 +200,7 @@ class Options(usage.Options):
         handler = self._value("handler") or "jsonlines"
         webhookToken = self._token("webhook-token-file", "webhook token")
         self._checkHandler(handler, webhookToken)
-        # Only twistd itself knows whether there will be a standard output.
-        # ("twist" and Windows know no daemon).
-        parent: Any = self.parent or {}
-        daemon = "nodaemon" in parent and not (parent["nodaemon"] or parent.get("debug"))
+        daemon = self._isDaemon()
         if handler == "jsonlines" and daemon and not demo:
             raise usage.UsageError(
                 "the default handler writes to standard output, which a daemon does not have: "
@@ -259,6 +211,8 @@ class Options(usage.Options):
         if sendAPIToken is not None and sendAPI is None:
             raise usage.UsageError("--send-api-token-file needs --send-api")
         store = self._store()
+        if store is None and self._value("remember") is not None:
+            raise usage.UsageError("--remember needs --store")
         remember = self._number("remember", KEEP / 3600)
         if remember <= 0:
             raise usage.UsageError("--remember has to be more than 0 hours")
@@ -280,22 +234,8 @@ class Options(usage.Options):
             policy=self._policy(store),
             grace=grace,
             daemon=daemon,
-            announce=self._chooseLog(daemon, demo),
+            announce=self._chooseLog("quietLog" if demo else "stderrLog"),
         )
-
-    def _store(self) -> str | None:
-        """
-        The file of the store.
-        """
-        description = self._value("store", "FCM_STORE")
-        if description is None:
-            if self._value("remember") is not None:
-                raise usage.UsageError("--remember needs --store")
-            return None
-        try:
-            return parseStore(description)
-        except ValueError as error:
-            raise usage.UsageError(f"--store: {error}") from None
 
     def _policy(self, store: str | None) -> Policy:
         """
@@ -347,124 +287,4 @@ class Options(usage.Options):
         path = path or self._file.get("server-key-file")
         if path is None:
             raise usage.UsageError("no server key: give --server-key-file, or set FCM_SERVER_KEY_FILE")
-        return _firstLine(path, "server key")
-
-    def _token(self, name: str, what: str) -> str | None:
-        """
-        The token in the file that a setting names.
-        """
-        path = self._value(name)
-        if path is None:
-            return None
-        token = _firstLine(path, what)
-        if not re.fullmatch("[!-~]+", token):
-            raise usage.UsageError(f"the {what} may only have ASCII letters, digits and signs: {path}")
-        return token
-
-    def _readConfig(self, path: str | None) -> dict[str, str]:
-        """
-        Read the configuration file.
-        """
-        if path is None:
-            return {}
-        try:
-            with open(path, "rb") as file:
-                values = tomllib.load(file)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise usage.UsageError(f"cannot read --config: {_why(error)}: {path}") from None
-        known = {name for name, *_ in self.optParameters if name != "config"}
-        flags = {name for name, *_ in self.optFlags}
-        settings = {}
-        for name, value in values.items():
-            if name not in known | flags:
-                raise usage.UsageError(f"unknown setting {name!r} in {path}")
-            if name in flags and not isinstance(value, bool):
-                raise usage.UsageError(f"{name} has to be true or false in {path}")
-            if name in known and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
-                raise usage.UsageError(f"{name} has to be a string or a number in {path}")
-            settings[name] = str(value)
-        return settings
-
-    def _value(self, name: str, variable: str | None = None) -> str | None:
-        """
-        A setting: option, environment, file.
-        """
-        if self[name] is not None:
-            return str(self[name])
-        if variable is not None and self.environ.get(variable):
-            return self.environ[variable]
-        return self._file.get(name)
-
-    def _flag(self, name: str) -> bool:
-        """
-        A setting that is on or off.
-        """
-        return bool(self[name]) or self._file.get(name) == "True"
-
-    def _number(self, name: str, default: float) -> float:
-        """
-        A setting that is a number.
-        """
-        value = self._value(name)
-        if value is None:
-            return default
-        try:
-            number = float(value)
-        except ValueError:
-            raise usage.UsageError(f"--{name} has to be a number") from None
-        if not number < float("inf"):
-            raise usage.UsageError(f"--{name} has to be a number")
-        return number
-
-    def _whole(self, name: str, default: int, most: int | None = None) -> int:
-        """
-        A setting that is a whole number, 1 or more.
-        """
-        number = self._number(name, default)
-        if number < 1 or number != int(number) or (most is not None and number > most):
-            raise usage.UsageError(
-                f"--{name} has to be a whole number, 1 {f'to {most}' if most else 'or more'}"
-            )
-        return int(number)
-
-    def _chooseLog(self, daemon: bool, demo: bool) -> bool:
-        """
-        Keep the log off the standard output, which belongs to the handler:
-        where twistd would write it there, have it on standard error.
-
-        @return: whether the log goes where nobody looks at it right now.
-        """
-        parent = self.parent
-        if parent is None or daemon:
-            return False
-        if parent.get("logger") or parent.get("logfile") or parent.get("syslog"):
-            return True
-        parent["logger"] = "fcmxmpp.tap.quietLog" if demo else "fcmxmpp.tap.stderrLog"
-        return False
-
-
-def die(message: str) -> NoReturn:
-    """
-    End with one line and the exit status 1.
-    """
-    raise SystemExit("twistd fcm-xmpp: " + " ".join(message.split()))
-
-
-def _firstLine(path: str, what: str) -> str:
-    """
-    What is in the first line of a file.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise usage.UsageError(f"cannot read the {what}: {_why(error)}: {path}") from None
-    if not lines or not lines[0].strip():
-        raise usage.UsageError(f"the first line of the {what} file is empty: {path}")
-    return lines[0].strip()
-
-
-def _why(error: Exception) -> str:
-    """
-    What went wrong with a file, in few words.
-    """
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return firstLine(path, "server key")

@@ -5,21 +5,16 @@ process.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import re
 import select
-import shlex
-import signal
 import stat
 import sys
 import traceback
-from collections.abc import Callable
 from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from uuid import uuid4
 
 from twisted.application.service import IService, MultiService, Service
@@ -43,13 +38,21 @@ from zope.interface.exceptions import DoesNotImplement
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
-from fcmxmpp.errors import HandlerFailed, StoreUnavailable
+from fcmxmpp.errors import HandlerFailed
 from fcmxmpp.handlers import AppendedFile, Echo, JSONLines
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.options import Options, Settings, die
+from fcmxmpp.running import (
+    ExitStatus,
+    Interpreter,
+    ProcessStore,
+    printError,
+    printLine,
+    standard,
+    tellNoStart,
+)
 from fcmxmpp.sendapi import SendAPI, isLocal, listener
 from fcmxmpp.services import InOrder
-from fcmxmpp.store.sqlite import SQLiteStore
 from fcmxmpp.webhook import TIMEOUT, Webhook, WebhookConnections
 
 
@@ -57,22 +60,12 @@ __all__ = ["Options", "makeService", "quietLog", "stderrLog"]
 
 _log = Logger()
 
-#: Seconds after which a thread that has the interpreter gives it to another one
-#: that wants it.  A busy reactor keeps the store's thread waiting for that long at
-#: each statement; Python's own are 5 ms.
-SWITCH_INTERVAL = 0.0005
-#: When Python looks for cycles.  A message makes no cycle, but objects that live
-#: as long as it is under way; by Python's own (700, 10, 10) those of 100 messages
-#: are looked through over and over, and everything with them every few seconds,
-#: for 20 to 50 ms.
-GC_THRESHOLDS = (10_000, 20, 20)
-
 
 def stderrLog() -> ILogObserver:
     """
     A log observer for C{twistd --logger}: everything, on standard error.
     """
-    return textFileLogObserver(_standard("stderr"))
+    return textFileLogObserver(standard("stderr"))
 
 
 def quietLog() -> ILogObserver:
@@ -93,15 +86,6 @@ def _notTheHandlers(event: LogEvent) -> Any:
     failure = event.get("log_failure")
     ours = failure is not None and failure.check(HandlerFailed) is not None
     return PredicateResult.no if ours else PredicateResult.maybe
-
-
-def _standard(name: str) -> TextIO:
-    """
-    A standard stream as the process got it: twistd puts its log in place of
-    C{sys.stdout} and C{sys.stderr}.
-    """
-    stream: TextIO = getattr(sys, f"__{name}__")
-    return stream
 
 
 def _makeHandler(settings: Settings, reactor: Any, services: MultiService) -> Any:
@@ -242,14 +226,16 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         from twisted.internet import reactor
     settings = options.settings
     services = InOrder()
-    status = _ExitStatus(reactor, settings.grace)
+    status = ExitStatus(reactor, settings.grace)
     status.setServiceParent(services)
     # First, because whoever has used it is to be gone when it is closed.
     store = None
     if settings.store is not None:
-        store = _Store(settings.store, settings, reactor)
+        store = ProcessStore(
+            settings.store, reactor, settings.remember, "fcm-xmpp", settings.announce, settings.daemon
+        )
         store.setServiceParent(services)
-    _Interpreter().setServiceParent(services)
+    Interpreter().setServiceParent(services)
     endpoint: IStreamClientEndpoint
     handler: Any
     observer = None
@@ -260,7 +246,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         embedded.setServiceParent(services)
         endpoint, credentials = embedded, embedded.credentials
         if settings.demo:
-            handler = observer = Demo(embedded, reactor, _printLine, status.end)
+            handler = observer = Demo(embedded, reactor, printLine, status.end)
             observer.setServiceParent(services)
         else:
             handler = _makeHandler(settings, reactor, services)
@@ -333,101 +319,10 @@ class _SendAPI(SendAPI):
         except Exception as error:
             cause = getattr(error, "socketError", error)
             why = getattr(cause, "strerror", None) or str(cause)
-            _tellNoStart(f"--send-api {self._description}: cannot listen: {why}", self._alsoPrint)
+            tellNoStart(f"--send-api {self._description}: cannot listen: {why}", "fcm-xmpp", self._alsoPrint)
             if self._daemon:
                 raise
             raise SystemExit(1) from None
-
-
-class _Store(SQLiteStore):
-    """
-    The store, for a process that is to end if it has none.
-    """
-
-    def __init__(self, path: str, settings: Settings, reactor: Any) -> None:
-        self._description = f"sqlite:{path}"
-        self._alsoPrint = settings.announce
-        self._daemon = settings.daemon
-        super().__init__(path, reactor, settings.remember)
-
-    def startService(self) -> None:
-        """
-        Open the store: not before, because only now twistd has become the user
-        that it is to run as.
-
-        @raise SystemExit: if that is impossible.
-        @raise StoreUnavailable: the same for a daemon: see L{_SendAPI}.
-        """
-        try:
-            self.claim()
-        except StoreUnavailable as error:
-            _tellNoStart(f"--store {self._description}: {error}", self._alsoPrint)
-            if self._daemon:
-                raise
-            raise SystemExit(1) from None
-        super().startService()
-        _log.info(
-            "the store is {path}; to look into it: fcmxmpp inbox list --store {description}",
-            path=self._description.removeprefix("sqlite:"),
-            description=shlex.quote(self._description),
-        )
-
-
-class _Interpreter(Service):
-    """
-    Python, as it suits a process that does nothing else.
-    """
-
-    def __init__(self) -> None:
-        self._before = (sys.getswitchinterval(), gc.get_threshold())
-
-    def startService(self) -> None:
-        """
-        Set what is for the whole process.
-        """
-        super().startService()
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        gc.set_threshold(*GC_THRESHOLDS)
-        # What is there now stays, and need not be looked at again.
-        gc.collect()
-        gc.freeze()
-
-    def stopService(self) -> None:
-        """
-        Set it back: what comes after this is not ours.
-        """
-        super().stopService()
-        switchInterval, thresholds = self._before
-        sys.setswitchinterval(switchInterval)
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
-def _tellNoStart(why: str, alsoPrint: bool) -> None:
-    """
-    Say why the process ends before it has begun.
-    """
-    _log.critical("{why}", why=why)
-    if alsoPrint:
-        _printError(f"twistd fcm-xmpp: {why}")
-
-
-def _printLine(line: str) -> None:
-    """
-    Print a line for people.
-    """
-    output = _standard("stdout")
-    output.write(line + "\n")
-    output.flush()
-
-
-def _printError(line: str) -> None:
-    """
-    Print a line for people, where the log would be if it did not go elsewhere.
-    """
-    error = _standard("stderr")
-    error.write(line + "\n")
-    error.flush()
 
 
 class _Announcement(Service):
@@ -447,73 +342,4 @@ class _Announcement(Service):
         description = self._embedded.description
         _log.info("embedded connection server: connect to it with {options}", options=description)
         if self._alsoPrint:
-            _printError(f"embedded connection server: connect to it with {description}")
-
-
-class _ExitStatus(Service):
-    """
-    Ends the process in order, with the exit status that fits.
-
-    Twisted ends a process that got SIGTERM or SIGINT by that same signal once
-    everything is closed; a clean stop is meant to be the exit status 0.
-    """
-
-    def __init__(self, reactor: Any, grace: float) -> None:
-        """
-        @param grace: how long the stop may take, to be told.
-        """
-        self._reactor = reactor
-        self._grace = grace
-        self._stopping = False
-        self.status = 0
-
-    def startService(self) -> None:
-        """
-        Take over the signals, as soon as Twisted has set its own handlers.
-        """
-        super().startService()
-        self._reactor.callWhenRunning(self._takeSignals)
-
-    def _takeSignals(self) -> None:
-        """
-        Stop at SIGTERM and SIGINT.
-        """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda got, _: self._reactor.callFromThread(self._signalled, got))
-
-    def _signalled(self, number: int) -> None:
-        """
-        Somebody wants us to stop.
-        """
-        name = signal.Signals(number).name
-        if self._stopping:
-            _log.info("got {name}: stopping already", name=name)
-        else:
-            _log.info(
-                "got {name}: stopping; what is under way gets up to {grace:g} s", name=name, grace=self._grace
-            )
-            self.end(0)
-
-    def end(self, status: int) -> None:
-        """
-        Stop, once.
-        """
-        if self._stopping:
-            return
-        self._stopping = True
-        self.status = status
-        if status:
-            # twistd itself always ends with 0.  Registered late, and so run
-            # first; the other exit handlers would find nothing else to do.
-            atexit.register(_exitWith, status)
-        self._reactor.stop()
-
-
-def _exitWith(status: int, leave: Callable[[int], object] = os._exit) -> None:
-    """
-    Leave with an exit status, at the very end.
-    """
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None:
-            stream.flush()
-    leave(status)
+            printError(f"embedded connection server: connect to it with {description}")

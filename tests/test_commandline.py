@@ -417,7 +417,7 @@ class EmbeddedTests(CommandLineCase):
         for said in (
             f"appserver#info] fcmxmpp {__version__}: sender {announced[3]}, 1 link to the embedded server, ",
             "connection#info] link 1 to the embedded server is logged in\n",
-            f"tap#info] got {name}: stopping; what is under way gets up to 10 s\n",
+            f"running#info] got {name}: stopping; what is under way gets up to 10 s\n",
             "appserver#info] stopped; upstream: 1 handled, 0 dead letters, 0 malformed; "
             "downstream: 0 accepted, 0 not\n",
         ):

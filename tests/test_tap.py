@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 import fcmxmpp
-from fcmxmpp import tap
+from fcmxmpp import running, tap
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.demo import Demo
 from fcmxmpp.embedded import DeviceThatTalks, EmbeddedConnectionServer
@@ -556,7 +556,9 @@ class MakeServiceTests(OptionsCase):
         """
         Which services these are, but for those of the command line itself.
         """
-        return [type(s) for s in self.made(*arguments) if not type(s).__name__.startswith("_")]
+        own = (running.ExitStatus, running.Interpreter)
+        made = [type(service) for service in self.made(*arguments)]
+        return [each for each in made if each not in own and not each.__name__.startswith("_")]
 
     def test_real(self) -> None:
         """
@@ -647,7 +649,7 @@ class MakeServiceTests(OptionsCase):
         options = self.options("--embedded", "--send-api", "tcp:8080:interface=127.0.0.1")
         services: Any = makeService(options, reactor)
         (*others, both) = services
-        self.assertIn(tap._Interpreter, [type(service) for service in others])
+        self.assertIn(running.Interpreter, [type(service) for service in others])
         self.assertIs(MultiService, type(both))
         self.assertEqual([AppServer, tap._SendAPI], [type(service) for service in both])
         services.privilegedStartService()
@@ -863,11 +865,11 @@ class InterpreterTests(SynchronousTestCase):
         between threads suit it; after that they are as they were.
         """
         before = (sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count())
-        interpreter = tap._Interpreter()
+        interpreter = running.Interpreter()
         interpreter.startService()
         try:
-            self.assertAlmostEqual(tap.SWITCH_INTERVAL, sys.getswitchinterval())
-            self.assertEqual(tap.GC_THRESHOLDS, gc.get_threshold())
+            self.assertAlmostEqual(running.SWITCH_INTERVAL, sys.getswitchinterval())
+            self.assertEqual(running.GC_THRESHOLDS, gc.get_threshold())
             self.assertGreater(gc.get_freeze_count(), before[2])
         finally:
             interpreter.stopService()
@@ -885,8 +887,8 @@ class ExitStatusTests(SynchronousTestCase):
         """
         reactor = MemoryReactorClock()
         registered: list[Any] = []
-        self.patch(tap.atexit, "register", lambda *call: registered.append(call))
-        status = tap._ExitStatus(reactor, 10)
+        self.patch(running.atexit, "register", lambda *call: registered.append(call))
+        status = running.ExitStatus(reactor, 10)
         status.end(0)
         self.assertTrue(reactor.hasStopped)
         reactor.hasStopped = False
@@ -900,11 +902,11 @@ class ExitStatusTests(SynchronousTestCase):
         Which it was is in the log, and what that does.
         """
         taken: dict[int, Any] = {}
-        self.patch(tap.signal, "signal", taken.__setitem__)
+        self.patch(running.signal, "signal", taken.__setitem__)
         reactor = MemoryReactorClock()
         later: list[Any] = []
         reactor.callFromThread = lambda *call: later.append(call)
-        status = tap._ExitStatus(reactor, 2.5)
+        status = running.ExitStatus(reactor, 2.5)
         status.startService()
         self.assertEqual({}, taken)
         ((call, arguments, keywords),) = reactor.whenRunningHooks
@@ -944,8 +946,8 @@ class ExitStatusTests(SynchronousTestCase):
         everything written out.
         """
         registered: list[Any] = []
-        self.patch(tap.atexit, "register", lambda *call: registered.append(call))
-        tap._ExitStatus(MemoryReactorClock(), 10).end(3)
+        self.patch(running.atexit, "register", lambda *call: registered.append(call))
+        running.ExitStatus(MemoryReactorClock(), 10).end(3)
         ((function, number),) = registered
         left: list[int] = []
         function(number, left.append)

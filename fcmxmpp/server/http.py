@@ -31,6 +31,7 @@ MAX_BODY = 256 * 1024
 #: Seconds after which to come again when the store does not work.
 LATER = 30
 
+_JSON = "application/json; charset=utf-8"
 _STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -60,9 +61,7 @@ def jsonAnswer(value: object, status: int = 200) -> Answer:
     """
     JSON.
     """
-    return Answer(
-        status=status, body=msgspec.json.encode(value), contentType="application/json; charset=utf-8"
-    )
+    return Answer(status=status, body=msgspec.json.encode(value), contentType=_JSON)
 
 
 def textAnswer(text: str, status: int = 200) -> Answer:
@@ -85,7 +84,7 @@ class Refused(Exception):
         self.answer = Answer(
             status=status,
             body=msgspec.json.encode({"error": error}),
-            contentType="application/json; charset=utf-8",
+            contentType=_JSON,
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from fcmxmpp.condition import TOPIC_NAME
@@ -88,7 +88,7 @@ def routes(desk: Desk) -> list[Route]:
     ]
 
 
-def _areTexts(value: Any) -> bool:
+def _areTexts(value: Any) -> TypeGuard[list[str]]:
     """
     Whether this is a list of texts.
     """
