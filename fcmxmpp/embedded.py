@@ -8,31 +8,25 @@ connect to it, too.
 
 from __future__ import annotations
 
-import datetime
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from OpenSSL.crypto import FILETYPE_PEM
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address as AddressOfPort
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
-from twisted.internet.ssl import Certificate, PrivateCertificate, optionsForClientTLS
+from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from fcmxmpp.certificates import selfSigned
 from fcmxmpp.connection import Credentials
 from fcmxmpp.interfaces import IEntrusted
 from fcmxmpp.server.registry import Registry
@@ -70,7 +64,7 @@ class EmbeddedConnectionServer(Service):
         registry = Registry({senderID: self.credentials.serverKey})
         self.server = ConnectionServer(registry, reactor, entrusted=entrusted)
         self._listening: IListeningPort | None = None
-        self._certificate = _selfSigned()
+        self._certificate = selfSigned()
 
     def startService(self) -> None:
         """
@@ -143,35 +137,6 @@ def _cannotListen(failure: Any) -> None:
     There is no port to be had.
     """
     _log.failure("the embedded connection server cannot listen", failure)
-
-
-def _selfSigned() -> PrivateCertificate:
-    """
-    A certificate for localhost, signed by itself, and its private key.
-    """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fcmxmpp embedded connection server")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=3650))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
-            ),
-            critical=False,
-        )
-        .sign(key, SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    both: PrivateCertificate = PrivateCertificate.loadPEM(private + certificate.public_bytes(Encoding.PEM))
-    return both
 
 
 class DeviceThatTalks(Service):

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from fcmxmpp.errors import StoreUnavailable
 from fcmxmpp.store.sqlite import SQLiteStore
@@ -23,6 +26,7 @@ from fcmxmpp.store.sqlite import SQLiteStore
 __all__ = [
     "ExitStatus",
     "Interpreter",
+    "Listener",
     "ProcessStore",
     "printError",
     "printLine",
@@ -121,6 +125,84 @@ class ProcessStore(SQLiteStore):
             path=self._description.removeprefix("sqlite:"),
             description=shlex.quote(self._description),
         )
+
+
+class Listener(Service):
+    """
+    A port, for a process that is to end if it cannot be had.
+
+    @ivar address: where it listens; None before that.
+    """
+
+    address: Any = None
+
+    def __init__(
+        self,
+        endpoint: IStreamServerEndpoint,
+        factory: IProtocolFactory,
+        option: str,
+        program: str,
+        alsoPrint: bool,
+        daemon: bool,
+    ) -> None:
+        """
+        @param option: what to say of it, such as C{--http tcp:80}.
+        @param program: whose port it is.
+        @param alsoPrint: whether to print what is wrong, because the log goes
+            elsewhere.
+        @param daemon: whether twistd puts the process into the background.
+        """
+        self._endpoint = endpoint
+        self._factory = factory
+        self._option = option
+        self._program = program
+        self._alsoPrint = alsoPrint
+        self._daemon = daemon
+        self._port: IListeningPort | None = None
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen, while ports below 1024 can be had.
+
+        @raise SystemExit: if that is impossible.
+        @raise Exception: the same for a daemon: who has started it waits until
+            its twistd has told how that went, and so would for ever.
+        """
+        super().privilegedStartService()
+        failures: list[Failure] = []
+        self._endpoint.listen(self._factory).addCallbacks(self._listens, failures.append)
+        # Ports of this machine are open, or not, at once.
+        if failures:
+            error: Any = failures[0].value
+            cause = getattr(error, "socketError", error)
+            why = getattr(cause, "strerror", None) or str(cause)
+            tellNoStart(f"{self._option}: cannot listen: {why}", self._program, self._alsoPrint)
+            if self._daemon:
+                raise error
+            raise SystemExit(1) from None
+
+    def startService(self) -> None:
+        """
+        Listen, if it does not yet.
+        """
+        super().startService()
+        if self._port is None:
+            self.privilegedStartService()
+
+    def _listens(self, port: IListeningPort) -> None:
+        """
+        The port is open.
+        """
+        self._port = port
+        self.address = port.getHost()
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        Close the port; connections stay.
+        """
+        super().stopService()
+        port, self._port = self._port, None
+        return succeed(None) if port is None else maybeDeferred(port.stopListening)
 
 
 class Interpreter(Service):

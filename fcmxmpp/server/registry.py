@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from zope.interface import Interface
 
 from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.senders import HashedKey
 
 
 __all__ = ["Device", "IDeviceCallbacks", "LoginGuard", "Registry"]
@@ -71,25 +72,45 @@ class Device:
 
 class Registry:
     """
-    The senders and their keys, and the devices.  In memory.
+    The senders and their keys, and the devices within this process.  In memory.
     """
 
-    def __init__(self, senders: Mapping[str, str]) -> None:
+    def __init__(self, senders: Mapping[str, str | Sequence[HashedKey]]) -> None:
         """
-        @param senders: the server key of each sender ID.
+        @param senders: the server key of each sender ID, or what is kept of
+            each of its keys.
         """
-        self._keys = {senderID: _digest(key) for senderID, key in senders.items()}
         self._devices: dict[str, Device] = {}
+        self.replace(senders)
+
+    def replace(self, senders: Mapping[str, str | Sequence[HashedKey]]) -> list[str]:
+        """
+        Have other senders from now on.
+
+        @return: those that are no more.
+        """
+        before = getattr(self, "_keys", {})
+        self._keys: dict[str, tuple[HashedKey, ...]] = {
+            senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
+            for senderID, keys in senders.items()
+        }
+        # Every login looks at as many keys as any sender has.
+        self._most = max(map(len, self._keys.values()), default=1)
+        return sorted(set(before) - set(self._keys))
 
     def mayLogIn(self, senderID: str, key: str) -> bool:
         """
-        Whether this is the sender's key.  An unknown sender takes the same
-        time as a wrong key.
+        Whether this is one of the sender's keys.  An unknown sender takes the
+        same time as a wrong key.
         """
-        known = self._keys.get(senderID)
-        # The digest of no key at all stands in for a sender that is not there.
-        matches = hmac.compare_digest(known or _NO_KEY, _digest(key))
-        return matches and known is not None
+        known = self._keys.get(senderID, ())
+        encoded = key.encode("utf-8", "surrogatepass")
+        matches = False
+        for number in range(self._most):
+            # No key at all stands in for one that is not there.
+            kept = known[number] if number < len(known) else _NO_KEY
+            matches |= hmac.compare_digest(kept.digest, kept.digestOf(encoded)) and kept is not _NO_KEY
+        return matches
 
     def knows(self, senderID: str) -> bool:
         """
@@ -116,14 +137,15 @@ class Registry:
         return self._devices.get(token)
 
 
-def _digest(key: str) -> bytes:
+def _unsalted(key: str) -> HashedKey:
     """
-    Keys are compared by their digests, which all have one length.
+    What is kept of a key that is in memory anyway: keys are compared by their
+    digests, which all have one length.
     """
-    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return HashedKey(b"", sha256(key.encode("utf-8", "surrogatepass")).digest())
 
 
-_NO_KEY = b"\0" * 32
+_NO_KEY = HashedKey(bytes(16), bytes(32))
 
 
 class _Refusals:

@@ -741,6 +741,13 @@ class ConnectionServer(Service):
             for stream in sender.streams
         ]
 
+    def closeSender(self, senderID: str) -> None:
+        """
+        Close the streams of a sender that may not log in any more.
+        """
+        for stream in self.streams(senderID):
+            stream.sendStreamError(StreamError("not-authorized"))
+
     def dropConnections(self) -> None:
         """
         Break every connection, without a word.
