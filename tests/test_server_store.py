@@ -501,7 +501,7 @@ class NowOrNeverTests(StoreCase):
         harness = self.makeServer()
         client = harness.client()
         harness.submit("u-1", time_to_live=0)
-        harness.clock.advance(1)
+        harness.clock.advance(1.001)
         client.lose()
         self.assertEqual([], harness.client().ids())
         self.assertEqual([("failed", "u-1", "TTL_EXCEEDED")], harness.app.told)

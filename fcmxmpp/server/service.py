@@ -58,6 +58,10 @@ _log = Logger()
 MAX_QUEUE = 100_000
 #: Seconds between looks for messages whose time has run out.
 SWEEP = 60.0
+#: Seconds after which it is certain that something has expired.
+_MOMENT = 0.0005
+#: How long "now" is, in seconds: time goes on between two looks at the clock.
+_NOW = 1.0
 #: What holds where the script says nothing.
 _NO_RULE = Rule()
 
@@ -228,6 +232,8 @@ class ConnectionServer(Service):
         self._connections: set[ServerStream] = set()
         self._idle: list[Deferred[None]] = []
         self._sweep: IDelayedCall | None = None
+        # When the first of what is in a queue expires, or has expired.
+        self._soonest = sys.float_info.max
         self._custody: Custody | None = None
         if entrusted is not None:
             self._custody = Custody(entrusted, clock, self._restore, self._refuseHeld)
@@ -309,9 +315,10 @@ class ConnectionServer(Service):
         entrusted = sender.entrusted.get(message.key)
         if entrusted is None:
             time_to_live = message.time_to_live or 0
+            now = self._clock.seconds()
             if expires is None:
-                expires = self._clock.seconds() + time_to_live
-            if expires < self._clock.seconds() or (not time_to_live and not self._mayGoNow(sender, message)):
+                expires = now + (time_to_live or _NOW)
+            if expires < now or (not time_to_live and not self._mayGoNow(sender, message)):
                 callbacks.messageFailed(message.message_id, "TTL_EXCEEDED")
                 return
             entrusted = _Entrusted(message, expires)
@@ -320,7 +327,7 @@ class ConnectionServer(Service):
                 entrusted.devices.append(device)
                 self._commit(custody, sender, entrusted, upload)
                 return
-            sender.queue.append(message.key, entrusted)
+            self._enqueue(sender, entrusted)
         entrusted.devices.append(device)
         if custody is None or entrusted.number is not None:
             callbacks.messageStored(message.message_id)
@@ -386,7 +393,7 @@ class ConnectionServer(Service):
         """
         while sender.commits and sender.commits[0].number is not None:
             entrusted = sender.commits.popleft()
-            sender.queue.append(entrusted.message.key, entrusted)
+            self._enqueue(sender, entrusted)
 
     def _restore(self, entries: list[EntrustedEntry]) -> None:
         """
@@ -405,11 +412,11 @@ class ConnectionServer(Service):
         now = self._clock.seconds()
         expired = []
         for sender in self._senders.values():
-            for key, entrusted in sender.entrusted.items():
+            for entrusted in sender.entrusted.values():
                 if entrusted.expires < now:
                     expired.append((sender, entrusted))
                 else:
-                    sender.queue.append(key, entrusted)
+                    self._enqueue(sender, entrusted)
         # Only then, because a device that is told may send again at once.
         for sender, entrusted in expired:
             self._expire(sender, entrusted)
@@ -495,20 +502,37 @@ class ConnectionServer(Service):
 
     def _setSweep(self) -> None:
         """
-        Have the queues looked through after a while.
+        Have the queues looked through after a while, and no later than when
+        something in them has expired: its app may wait for the news.
         """
-        if self._sweep is None and self.running:
-            self._sweep = self._clock.callLater(SWEEP, self._sweepQueues)
+        if not self.running:
+            return
+        now = self._clock.seconds()
+        delay = min(SWEEP, max(0.0, self._soonest - now) + _MOMENT)
+        if self._sweep is None:
+            self._sweep = self._clock.callLater(delay, self._sweepQueues)
+        elif now + delay < self._sweep.getTime():
+            self._sweep.reset(delay)
+
+    def _enqueue(self, sender: _Sender, entrusted: _Entrusted) -> None:
+        """
+        Put a message at the end of its queue.
+        """
+        self._soonest = min(self._soonest, entrusted.expires)
+        sender.queue.append(entrusted.message.key, entrusted)
 
     def _sweepQueues(self) -> None:
         """
         Drop what waits in vain.
         """
         self._sweep = None
+        self._soonest = sys.float_info.max
         now = self._clock.seconds()
         for sender in list(self._senders.values()):
             waiting = sender.queue.clear()
-            sender.queue.giveBack((e.message.key, e) for e in waiting if e.expires >= now)
+            for entrusted in waiting:
+                if entrusted.expires >= now:
+                    self._enqueue(sender, entrusted)
             # Only then, because a device that is told may send again at once.
             for entrusted in waiting:
                 if entrusted.expires < now:
@@ -713,7 +737,7 @@ class ConnectionServer(Service):
         if self._custody is not None:
             self._commit(self._custody, sender, entrusted)
             return
-        sender.queue.append(receipt.key, entrusted)
+        self._enqueue(sender, entrusted)
         self._route(sender)
 
     def drain(self, grace: float = 10.0, streams: Iterable[ServerStream] | None = None) -> None:
