@@ -26,31 +26,28 @@ from urllib.parse import urlsplit
 
 import msgspec
 from hyperlink import EncodedURL
-from OpenSSL import SSL
-from service_identity import VerificationError
 from treq.client import HTTPClient
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import (
-    IConsumer,
     IDelayedCall,
     IProtocolFactory,
     IReactorTime,
     IStreamClientEndpoint,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, _HTTP11ClientFactory
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent
 from zope.interface import implementer
 
 from fcmxmpp import __version__
 from fcmxmpp.errors import FCMError, HandlerFailed, HandlerUnavailable, MalformedPayload
 from fcmxmpp.handlers import asJSON, sendAndForget
+from fcmxmpp.httpclient import WholeBody, kindOf, readBody
 from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
 from fcmxmpp.loopback import isLoopback
 from fcmxmpp.messages import WINDOW, UpstreamMessage
@@ -83,12 +80,6 @@ class WebhookRefused(HandlerFailed):
 class _TooLate(FCMError):
     """
     There was no answer in time.
-    """
-
-
-class _AnswerTooLong(FCMError):
-    """
-    The answer has more than L{MAX_ANSWER} bytes.
     """
 
 
@@ -271,7 +262,7 @@ class Webhook:
         self._clock = clock
         self._timeout = timeout
         self._turns = DeferredSemaphore(concurrency)
-        self._client = HTTPClient(agent, data_to_body_producer=_Body)
+        self._client = HTTPClient(agent, data_to_body_producer=WholeBody)
         self._headers = Headers(
             {"Content-Type": ["application/json"], "User-Agent": [f"fcmxmpp/{__version__}"]}
         )
@@ -332,10 +323,10 @@ class Webhook:
                 deadline,
             )
         except Exception as error:
-            raise HandlerUnavailable(f"no answer from the webhook: {_kindOf(error)}") from None
+            raise HandlerUnavailable(f"no answer from the webhook: {kindOf(error)}") from None
         try:
             # To its end in any case, so that the connection can be used again.
-            answer = await self._inTime(_read(response), deadline)
+            answer = await self._inTime(readBody(response, MAX_ANSWER), deadline)
         except CancelledError:
             raise
         except Exception as error:
@@ -344,7 +335,7 @@ class Webhook:
                 "the webhook's answer {status} to {message_id!r} cannot be read to its end: {reason}",
                 status=response.code,
                 message_id=message_id[:100],
-                reason=_kindOf(error),
+                reason=kindOf(error),
             )
             return response.code, b""
         (kind,) = response.headers.getRawHeaders("Content-Type", [""])[-1:]
@@ -397,100 +388,3 @@ class Webhook:
                 )
             else:
                 sendAndForget(self._sender, downstream, message)
-
-
-@implementer(IBodyProducer)
-class _Body:
-    """
-    A request's body that is there as a whole.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        """
-        Write it.
-        """
-        consumer.write(self._body)
-        return succeed(None)
-
-    def stopProducing(self) -> None:
-        """
-        It has been written.
-        """
-
-    # What is written at once can neither be paused nor resumed.
-    pauseProducing = resumeProducing = stopProducing
-
-
-def _read(response: IResponse) -> Deferred[bytes]:
-    """
-    Read an answer's body.
-
-    @return: fails with L{_AnswerTooLong}, or with what the connection ended
-        with; cancelling it closes the connection.
-    """
-    reader = _Reader()
-    response.deliverBody(reader)
-    return reader.finished
-
-
-class _Reader(Protocol):
-    """
-    Collects an answer's body.
-    """
-
-    def __init__(self) -> None:
-        self.finished: Deferred[bytes] = Deferred(lambda _: self._hangUp())
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def _hangUp(self) -> None:
-        """
-        Wait for no more.
-        """
-        assert self.transport is not None
-        self.transport.loseConnection()
-
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Some of it came.
-        """
-        self._size += len(data)
-        if self._size <= MAX_ANSWER:
-            self._pieces.append(data)
-        elif not self.finished.called:
-            self._pieces.clear()
-            self.finished.errback(_AnswerTooLong(f"it has more than {MAX_ANSWER} bytes"))
-            self._hangUp()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """
-        That was all.
-        """
-        if self.finished.called:
-            return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.finished.callback(b"".join(self._pieces))
-        else:
-            self.finished.errback(reason)
-
-
-def _kindOf(error: BaseException) -> str:
-    """
-    What went wrong with a request, in words that do not quote its URL.
-    """
-    # Twisted wraps what happened when a request was under way.
-    reasons = getattr(error, "reasons", None)
-    if reasons and isinstance(reasons[0], Failure) and reasons[0].value is not None:
-        return _kindOf(reasons[0].value)
-    if isinstance(error, FCMError):
-        return str(error)
-    if isinstance(error, VerificationError):
-        return "its certificate is for another host name"
-    if isinstance(error, SSL.Error):
-        details = error.args[0] if error.args and isinstance(error.args[0], list) else ()
-        return "TLS failed: " + (", ".join(str(detail[-1]) for detail in details) or "no reason given")
-    return type(error).__name__

@@ -1,0 +1,650 @@
+"""
+A device: one app on it, which talks to its app server by way of a connection
+server, as an app on a phone does.
+
+It checks in, registers, and stays connected; what its app sends while there is no
+connection is kept and sent later.  It is for tests, for load, and for devices
+that have no screen::
+
+    device = Device(reactor, endpoint, DeviceHTTP(agent, url, reactor), "123456789", "org.example.app", app)
+    device.startService()
+    device.sendMessage({"op": "hello"}, "123456789@gcm.googleapis.com", "m-1", 3600)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import Interface
+
+from fcmxmpp import __version__
+from fcmxmpp.devicecache import CacheUnusable, DeviceCache, Unsent
+from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
+from fcmxmpp.errors import FCMError, MalformedFrame
+from fcmxmpp.mcs.devicesession import (
+    DeviceSession,
+    Hangup,
+    LoggedIn,
+    LoginRefused,
+    Output,
+    Received,
+    ServerHas,
+    UploadsAcknowledged,
+    Write,
+)
+from fcmxmpp.mcs.stanzas import ReceivedMessage, readMail, uploadStanza
+from fcmxmpp.messages import MAX_DATA_BYTES, MAX_UPSTREAM_TTL
+from fcmxmpp.registrations import Identity
+
+
+__all__ = ["Device", "IDeviceApp", "NotSent"]
+
+_log = Logger()
+
+#: How many messages may wait to be stored by the connection server, as on Android.
+UNSENT = 20
+#: Seconds of silence before a heartbeat, as Chrome's.
+HEARTBEAT = 900.0
+#: Seconds for which news is gathered, so that an app is not woken up for each.
+BATCH = 1.0
+#: Seconds to wait before the second try to connect, by how much that may differ, and
+#: how long it gets; what has lasted for so long is made again at once.  As Chrome's.
+FIRST, JITTER, MOST, STABLE = 30.0, 0.33, 600.0, 10.0
+#: How many names of received messages a login tells.
+_NAMES = 100
+
+
+class NotSent(FCMError):
+    """
+    A message of an app will not be sent.
+
+    @ivar error: what Google's client libraries call it: C{"invalid_parameters"},
+        C{"messagetoobig"}, C{"toomanymessages"}, or C{"service_not_available"}:
+        its time has run out.
+    """
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class IDeviceApp(Interface):
+    """
+    An app on a device, as far as it is told things.
+    """
+
+    def messagesSent(message_ids: list[str]) -> None:
+        """
+        The connection server has stored messages.
+        """
+
+    def messagesFailed(failed: list[tuple[str, str]]) -> None:
+        """
+        Messages will not be delivered.
+
+        @param failed: the C{message_id} and the error of each: see L{NotSent}.
+        """
+
+    def messageReceived(message: ReceivedMessage) -> Awaitable[object] | None:
+        """
+        The app server has sent a message.  If this fails, it comes again after
+        the next login.
+        """
+
+    def messagesDeleted(total: int) -> None:
+        """
+        So many messages were dropped, because too many waited for the app.
+        """
+
+
+class _Stream(Protocol):
+    """
+    The device's end of a connection.
+
+    @ivar isReady: whether it is logged in.
+    """
+
+    isReady = False
+
+    def __init__(self, device: Device, session: DeviceSession, clock: Any) -> None:
+        self._device = device
+        self._session = session
+        self._clock = clock
+        self._timer: IDelayedCall | None = None
+        self.reason = "the connection was closed"
+        #: Fires when the connection is gone.
+        self._waiters: list[Deferred[None]] = []
+        self._isGone = False
+
+    def connectionMade(self) -> None:
+        """
+        There is a connection.
+        """
+        transport: Any = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        self._device.connected(self)
+        self.carryOut(self._session.start())
+        self._setTimer()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Some bytes came.
+        """
+        self.carryOut(self._session.receive(data, self._clock.seconds()))
+        self._setTimer()
+
+    def carryOut(self, outputs: list[Output]) -> None:
+        """
+        Do what the session wants done.
+        """
+        transport: Any = self.transport
+        for output in outputs:
+            if isinstance(output, Write):
+                transport.write(output.data)
+            elif isinstance(output, Hangup):
+                self.close(output.reason, output.abort)
+            else:
+                self._device.happened(self, output)
+
+    def upload(self, handle: object, stanza: bytes) -> None:
+        """
+        Send a message.
+        """
+        self.carryOut(self._session.upload(handle, stanza, self._clock.seconds()))
+
+    def processed(self, streamID: int, atOnce: bool) -> None:
+        """
+        A message is in safe hands.
+        """
+        if not self._isGone:
+            self.carryOut(self._session.processed(streamID, atOnce, self._clock.seconds()))
+
+    def close(self, reason: str, abort: bool = False) -> None:
+        """
+        Close the connection.
+        """
+        self.reason = reason
+        self._cancelTimer()
+        transport: Any = self.transport
+        if abort:
+            transport.abortConnection()
+        else:
+            transport.loseConnection()
+
+    def whenGone(self) -> Deferred[None]:
+        """
+        Fires when the connection is gone.
+        """
+        gone: Deferred[None] = Deferred()
+        if self._isGone:
+            gone.callback(None)
+        else:
+            self._waiters.append(gone)
+        return gone
+
+    def _setTimer(self) -> None:
+        """
+        Wake the session when it wants it.
+        """
+        self._cancelTimer()
+        if self._session.wakeAt is not None and not self._isGone:
+            self._timer = self._clock.callLater(
+                max(0.0, self._session.wakeAt - self._clock.seconds()), self._wake
+            )
+
+    def _wake(self) -> None:
+        """
+        The session's time has come.
+        """
+        self._timer = None
+        self.carryOut(self._session.wake(self._clock.seconds()))
+        self._setTimer()
+
+    def _cancelTimer(self) -> None:
+        """
+        Have nothing happen by itself any more.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        The connection is gone.
+        """
+        self._isGone = True
+        self.isReady = False
+        self._cancelTimer()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+
+class _Sending:
+    """
+    A message that is to be acknowledged.
+
+    @ivar number: in the cache; None for what is not kept.
+    """
+
+    __slots__ = ("message", "number", "result")
+
+    def __init__(self, message: Unsent, number: int | None) -> None:
+        self.message = message
+        self.number = number
+        self.result: Deferred[None] | None = None
+
+
+class Device(Service):
+    """
+    A device with one app.
+
+    @ivar token: the app's registration token; None before the first
+        registration.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        http: DeviceHTTP,
+        senderID: str,
+        category: str,
+        app: Any = None,
+        cache: DeviceCache | None = None,
+        chance: Callable[[], float] = random.random,
+        heartbeat: float = HEARTBEAT,
+        unsent: int = UNSENT,
+    ) -> None:
+        """
+        @param endpoint: leads to the connection server, over TLS.
+        @param senderID: whose app server to talk to.
+        @param category: the app: a package name.
+        @param app: an L{IDeviceApp}, if there is one.
+        @param cache: what is kept; in memory, if not given.
+        @param chance: gives a number from 0 to 1, for the back-off.
+        @param heartbeat: seconds of silence before a heartbeat.
+        @param unsent: how many messages may wait.
+        """
+        self._clock = reactor
+        self._endpoint = endpoint
+        self._http = http
+        self.senderID = senderID
+        self.category = category
+        self._app = app
+        self._cache = cache or DeviceCache()
+        self._chance = chance
+        self._heartbeat = heartbeat
+        self._most = unsent
+        self._living: Deferred[None] | None = None
+        self._stream: _Stream | None = None
+        self._readers: list[Deferred[None]] = []
+        # What waits for its acknowledgement, in order.
+        self._sending: dict[object, _Sending] = {}
+        for number, message in self._cache.unsent():
+            self._sending[number] = _Sending(message, number)
+        # The news for the app.
+        self._sentIDs: list[str] = []
+        self._failedIDs: list[tuple[str, str]] = []
+        self._news: IDelayedCall | None = None
+        self.token = self._cache.token(senderID, category)
+
+    # For the app.
+
+    def sendMessage(
+        self, message: Mapping[str, str], to: str, messageID: str, timeToLive: int
+    ) -> Deferred[None]:
+        """
+        Send a message to an app server.
+
+        @param message: key-value pairs.
+        @param to: C{SENDER_ID@gcm.googleapis.com}.
+        @param messageID: what the message is known by; unique.
+        @param timeToLive: seconds, 0 to 24 hours, to which all else comes down;
+            0 is now or never.
+        @return: fires when the connection server has stored the message; fails
+            with L{NotSent}.  Unless C{timeToLive} is 0 it is kept until then,
+            and sent again after a lost connection.
+        """
+        if not 0 <= timeToLive <= MAX_UPSTREAM_TTL:
+            timeToLive = MAX_UPSTREAM_TTL
+        data = dict(message)
+        if (
+            not messageID
+            or not to
+            or not all(isinstance(each, str) for pair in data.items() for each in pair)
+        ):
+            return fail(NotSent("invalid_parameters"))
+        try:
+            size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
+            messageID.encode()
+        except UnicodeEncodeError:
+            return fail(NotSent("invalid_parameters"))
+        if size > MAX_DATA_BYTES:
+            return fail(NotSent("messagetoobig"))
+        if len(self._sending) >= self._most:
+            return fail(NotSent("toomanymessages"))
+        isReady = self._stream is not None and self._stream.isReady
+        if not timeToLive and not isReady:
+            return fail(NotSent("service_not_available"))
+        unsent = Unsent(
+            message_id=messageID, to=to, data=data, time_to_live=timeToLive, since=self._clock.seconds()
+        )
+        number = self._cache.keep(unsent) if timeToLive else None
+        sending = _Sending(unsent, number)
+        key: object = sending if number is None else number
+        self._sending[key] = sending
+        result: Deferred[None] = Deferred()
+        sending.result = result
+        if isReady:
+            self._upload(key, sending)
+        return result
+
+    @property
+    def unsent(self) -> int:
+        """
+        How many messages wait to be acknowledged.
+        """
+        return len(self._sending)
+
+    def whenReady(self) -> Deferred[None]:
+        """
+        Fires when the device is logged in.
+        """
+        ready: Deferred[None] = Deferred()
+        if self._stream is not None and self._stream.isReady:
+            ready.callback(None)
+        else:
+            self._readers.append(ready)
+        return ready
+
+    # The life of a device.
+
+    def startService(self) -> None:
+        """
+        Connect, and stay connected.
+        """
+        super().startService()
+        self._living = Deferred.fromCoroutine(self._live())
+        self._living.addErrback(self._died)
+
+    def _died(self, failure: Failure) -> None:
+        """
+        The device is stopped, or has a bug.
+        """
+        if failure.check(CancelledError) is None:
+            _log.failure("a device broke", failure)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Close the connection.  What is kept will be sent at the next start, if
+        the cache is a file.
+        """
+        super().stopService()
+        living, self._living = self._living, None
+        stopped: Deferred[None] = Deferred()
+        stream = self._stream
+        if living is not None:
+            living.cancel()
+        if self._news is not None:
+            self._news.cancel()
+            self._tellNews()
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.cancel()
+        if stream is None:
+            stopped.callback(None)
+        else:
+            stream.whenGone().chainDeferred(stopped)
+            stream.close("the device stops")
+        stopped.addCallback(lambda _: self._cache.close())
+        return stopped
+
+    async def _live(self) -> None:
+        """
+        One connection after the other.
+        """
+        failures = 0
+        while True:
+            began = self._clock.seconds()
+            reason = "?"
+            try:
+                identity = await self._identify()
+                began = self._clock.seconds()
+                reason = await self._converse(identity)
+            except RegistrationRefused as error:
+                reason = str(error)
+            except CacheUnusable as error:
+                reason = f"the device's file cannot be used: {error}"
+            except CancelledError:
+                raise
+            except Exception as error:
+                # What networks do, and TLS.
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if reason and self._clock.seconds() - began >= STABLE:
+                failures = 0
+                delay = 0.0
+            else:
+                spread = 1 + JITTER * (2 * self._chance() - 1)
+                delay = min(MOST, FIRST * 2**failures * spread)
+                failures = min(failures + 1, 10)
+            _log.warn(
+                "the device is not connected: {reason}; again in {delay:.0f} s", reason=reason, delay=delay
+            )
+            await deferLater(self._clock, delay)
+
+    async def _identify(self) -> Identity:
+        """
+        Know who this is, and the app's token.
+        """
+        identity = self._cache.identity
+        if identity is None:
+            identity = await self._http.checkIn(None)
+            self._cache.identity = identity
+        if self.token is None:
+            try:
+                self.token = await self._http.register(identity, self.senderID, self.category)
+            except RegistrationRefused as error:
+                if error.error == "AUTHENTICATION_FAILED":
+                    self._forget()
+                raise
+            self._cache.setToken(self.senderID, self.category, self.token)
+        return identity
+
+    def _forget(self) -> None:
+        """
+        The server does not know this device: it is a new one.
+        """
+        _log.warn("the server does not know this device any more: it checks in anew")
+        self._cache.forget()
+        self.token = None
+
+    async def _converse(self, identity: Identity) -> str:
+        """
+        Connect, and stay connected.
+
+        @return: why that ended.
+        """
+        session = DeviceSession(
+            identity,
+            f"fcmxmpp-{__version__}",
+            self._cache.received(_NAMES),
+            self._clock.seconds(),
+            self._heartbeat,
+        )
+        stream = _Stream(self, session, self._clock)
+        factory = Factory.forProtocol(lambda: stream)
+        factory.noisy = False
+        try:
+            await self._endpoint.connect(factory)
+            await stream.whenGone()
+        finally:
+            self._stream = None
+            self._lost()
+        return stream.reason
+
+    def _lost(self) -> None:
+        """
+        The connection is gone: what is now or never is never.
+        """
+        for key, sending in list(self._sending.items()):
+            if sending.number is None:
+                self._failed(key, "service_not_available")
+
+    def connected(self, stream: _Stream) -> None:
+        """
+        There is a connection.
+        """
+        self._stream = stream
+
+    def happened(self, stream: _Stream, output: Output) -> None:
+        """
+        Something happened on a connection.
+        """
+        if isinstance(output, LoggedIn):
+            self._loggedIn(stream)
+        elif isinstance(output, LoginRefused):
+            self._forget()
+        elif isinstance(output, UploadsAcknowledged):
+            self._acknowledged(output.handles)
+        elif isinstance(output, ServerHas):
+            numbers = [int(each) for each in output.persistent_ids if each.isascii() and each.isdigit()]
+            self._acknowledged(numbers)
+        else:
+            assert isinstance(output, Received)
+            self._received(stream, output)
+
+    def _loggedIn(self, stream: _Stream) -> None:
+        """
+        The device is logged in: what waits is sent, in order.
+        """
+        stream.isReady = True
+        _log.info("the device is connected")
+        for key, sending in list(self._sending.items()):
+            self._upload(key, sending)
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.callback(None)
+
+    # Upstream.
+
+    def _upload(self, key: object, sending: _Sending) -> None:
+        """
+        Send a message, if it is still of use.
+        """
+        assert self._stream is not None
+        message = sending.message
+        now = self._clock.seconds()
+        waited = max(0.0, now - message.since)
+        if message.time_to_live and waited > message.time_to_live:
+            self._failed(key, "service_not_available")
+            return
+        stanza = uploadStanza(
+            message.message_id,
+            message.to,
+            self.category,
+            message.data,
+            message.time_to_live,
+            None if sending.number is None else str(sending.number),
+            message.since,
+            int(waited),
+            self.token or "",
+        )
+        self._stream.upload(key, stanza.SerializeToString())
+
+    def _acknowledged(self, keys: list[Any]) -> None:
+        """
+        The connection server has stored messages.
+        """
+        there = [(key, self._sending[key]) for key in keys if key in self._sending]
+        self._cache.sent([sending.number for _, sending in there if sending.number is not None])
+        for key, sending in there:
+            del self._sending[key]
+            self._sentIDs.append(sending.message.message_id)
+            if sending.result is not None:
+                sending.result.callback(None)
+        self._tellLater()
+
+    def _failed(self, key: object, error: str) -> None:
+        """
+        A message will not be sent.
+        """
+        sending = self._sending.pop(key)
+        if sending.number is not None:
+            self._cache.sent([sending.number])
+        self._failedIDs.append((sending.message.message_id, error))
+        if sending.result is not None:
+            sending.result.errback(NotSent(error))
+        self._tellLater()
+
+    def _tellLater(self) -> None:
+        """
+        Have the app told the news.
+        """
+        if self._news is None and (self._sentIDs or self._failedIDs):
+            self._news = self._clock.callLater(BATCH, self._tellNews)
+
+    def _tellNews(self) -> None:
+        """
+        Tell the app the news.
+        """
+        self._news = None
+        sent, self._sentIDs = self._sentIDs, []
+        failed, self._failedIDs = self._failedIDs, []
+        if self._app is None:
+            return
+        if sent:
+            self._app.messagesSent(sent)
+        if failed:
+            self._app.messagesFailed(failed)
+
+    # Downstream.
+
+    def _received(self, stream: _Stream, received: Received) -> None:
+        """
+        A message came.
+        """
+        try:
+            message = readMail(received.stanza)
+        except MalformedFrame as error:
+            stream.close(str(error))
+            return
+        atOnce = received.stanza.immediate_ack
+        if message.message_type == "send_error":
+            self._failedIDs.append((message.message_id, message.data.get("error", "")))
+            self._tellLater()
+            stream.processed(received.streamID, atOnce)
+            return
+        if message.category != self.category or not self._cache.isNew(message.message_id):
+            stream.processed(received.streamID, atOnce)
+            return
+
+        def done(_: object) -> None:
+            self._cache.remember(message.message_id)
+            stream.processed(received.streamID, atOnce)
+
+        maybeDeferred(self._give, message).addCallback(done).addErrback(
+            lambda failure: _log.failure("the app failed on a message", failure)
+        )
+
+    def _give(self, message: ReceivedMessage) -> Any:
+        """
+        Give a message to the app.
+        """
+        if self._app is None:
+            return None
+        if message.message_type == "deleted_messages":
+            total = message.data.get("total_deleted", "")
+            return self._app.messagesDeleted(int(total) if total.isdigit() else 0)
+        given = self._app.messageReceived(message)
+        return Deferred.fromCoroutine(given) if hasattr(given, "send") else given

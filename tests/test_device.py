@@ -1,0 +1,409 @@
+"""
+Tests for L{fcmxmpp.device}, with the connection server's own other end, in
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from treq.testing import RequestTraversalAgent
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from fcmxmpp.device import BATCH, STABLE, UNSENT, Device, IDeviceApp, NotSent
+from fcmxmpp.devicecache import CacheUnusable, DeviceCache
+from fcmxmpp.devicehttp import DeviceHTTP
+from fcmxmpp.mcs.stanzas import ReceivedMessage
+from fcmxmpp.server.site import site
+from fcmxmpp.testing import MemoryNetwork
+from tests.mcsclients import APP, World
+
+
+TO = "111@gcm.googleapis.com"
+
+
+@implementer(IDeviceApp)
+class App:
+    """
+    Notes what it is told.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[list[str]] = []
+        self.failed: list[list[tuple[str, str]]] = []
+        self.received: list[ReceivedMessage] = []
+        self.deleted: list[int] = []
+        self.answer: Any = None
+
+    def messagesSent(self, message_ids: list[str]) -> None:
+        """
+        See L{IDeviceApp.messagesSent}.
+        """
+        self.sent.append(message_ids)
+
+    def messagesFailed(self, failed: list[tuple[str, str]]) -> None:
+        """
+        See L{IDeviceApp.messagesFailed}.
+        """
+        self.failed.append(failed)
+
+    def messageReceived(self, message: ReceivedMessage) -> Any:
+        """
+        See L{IDeviceApp.messageReceived}.
+        """
+        self.received.append(message)
+        return self.answer() if self.answer is not None else None
+
+    def messagesDeleted(self, total: int) -> None:
+        """
+        See L{IDeviceApp.messagesDeleted}.
+        """
+        self.deleted.append(total)
+
+
+class DeviceTests(SynchronousTestCase):
+    """
+    L{Device}.
+    """
+
+    def setUp(self) -> None:
+        """
+        A world with an app server, and a network that leads there.
+        """
+        self.clock = Clock()
+        self.world = World(clock=self.clock)
+        self.appServer = self.world.appServer()
+        self.network = MemoryNetwork(self.clock, self.world.devices)
+        self.directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.path = os.path.join(self.directory, "device.db")
+        resource = site(self.world.store.registrations, self.world.server.registry, self.clock).resource
+        self.agent = RequestTraversalAgent(resource)
+        self.app = App()
+
+    def device(self, path: str | None = None, **how: Any) -> Device:
+        """
+        A device, started; at the end of the test it leaves nothing behind.
+        """
+        device = Device(
+            self.clock,
+            self.network,
+            DeviceHTTP(self.agent, "http://server.example", self.clock),
+            "111",
+            APP,
+            self.app,
+            DeviceCache(path or self.path),
+            chance=lambda: 0.5,
+            **how,
+        )
+        device.startService()
+        self.addCleanup(self.assertStops, device)
+        self.pump()
+        return device
+
+    def pump(self) -> None:
+        """
+        Carry everything to and fro.
+        """
+        for _ in range(6):
+            self.agent.flush()
+            self.network.pump()
+            self.clock.advance(0)
+
+    def assertStops(self, device: Device) -> None:
+        """
+        Stop a device, and assert that nothing is left of it.
+        """
+        if device.running:
+            stopped = device.stopService()
+            self.pump()
+            self.successResultOf(stopped)
+            self.pump()
+        mine = [call for call in self.clock.getDelayedCalls() if "fcmxmpp.device" in str(call.func)]
+        self.assertEqual([], mine)
+
+    def stop(self, device: Device) -> None:
+        """
+        Stop a device.
+        """
+        stopped = device.stopService()
+        self.pump()
+        self.successResultOf(stopped)
+
+    def test_interface(self) -> None:
+        """
+        The app of these tests is one.
+        """
+        self.assertTrue(verifyObject(IDeviceApp, self.app))
+
+    def test_whole(self) -> None:
+        """
+        It checks in, registers, connects, sends and receives; the app is told
+        in one go of what was sent within a second.
+        """
+        device = self.device()
+        results = [device.sendMessage({"op": "x"}, TO, f"u-{n}", 60) for n in range(3)]
+        self.pump()
+        for result in results:
+            self.successResultOf(result)
+        messages = self.appServer.delivered()
+        self.assertEqual(["u-0", "u-1", "u-2"], [message["message_id"] for message in messages])
+        self.assertEqual({device.token}, {message["from"] for message in messages})
+        self.assertEqual([], self.app.sent)
+        self.clock.advance(BATCH)
+        self.assertEqual([["u-0", "u-1", "u-2"]], self.app.sent)
+        self.appServer.downstream(to=device.token, message_id="d-1", data={"a": "b"}, collapse_key="c")
+        self.pump()
+        (received,) = self.app.received
+        self.assertEqual(({"a": "b"}, "111", "c"), (received.data, received.from_, received.collapse_key))
+
+    def test_offline(self) -> None:
+        """
+        What is sent without a connection waits, and goes out in order when
+        there is one; the time that it waited is told.
+        """
+        self.network.refuse = True
+        device = self.device()
+        results = [device.sendMessage({}, TO, f"u-{n}", 3600) for n in range(3)]
+        self.pump()
+        self.assertEqual(3, device.unsent)
+        self.network.refuse = False
+        self.clock.advance(31)
+        self.pump()
+        self.assertEqual(["u-0", "u-1", "u-2"], self.appServer.ids())
+        for result in results:
+            self.successResultOf(result)
+
+    def test_killed(self) -> None:
+        """
+        With a file, what was not acknowledged is sent by the next process, as
+        the same device, and what was received is not told again.
+        """
+        first = self.device()
+        token = first.token
+        self.appServer.downstream(to=token, message_id="d-1")
+        self.pump()
+        self.network.refuse = True
+        self.network.cut()
+        self.pump()
+        first.sendMessage({"op": "kept"}, TO, "u-1", 3600)
+        self.stop(first)
+        self.network.refuse = False
+        second = self.device()
+        self.assertEqual(token, second.token)
+        self.assertEqual(["u-1"], self.appServer.ids())
+        self.assertEqual(1, len(self.app.received))
+        self.assertEqual(0, second.unsent)
+
+    def test_cut(self) -> None:
+        """
+        What was not acknowledged when the connection broke is sent again, under
+        the same name, and arrives once.
+        """
+        device = self.device()
+        self.clock.advance(STABLE)
+        result = device.sendMessage({"op": "x"}, TO, "u-1", 3600)
+        # It gets there, and the acknowledgement does not get back.
+        (pump,) = self.network._pumps
+        for data in (pump.clientIO.getOutBuffer(),):
+            pump.server.dataReceived(data)
+        self.assertEqual(["u-1"], self.appServer.ids())
+        self.network.cut()
+        self.assertNoResult(result)
+        self.pump()
+        self.successResultOf(result)
+        self.assertEqual([], self.appServer.ids())
+        self.assertEqual(2, self.world.office.counts.uploads)
+
+    def test_nowOrNever(self) -> None:
+        """
+        A C{timeToLive} of 0 needs a connection; if that breaks, the message has
+        failed.
+        """
+        self.network.refuse = True
+        device = self.device()
+        failure = self.failureResultOf(device.sendMessage({}, TO, "u-1", 0), NotSent)
+        self.assertEqual("service_not_available", failure.value.error)
+        self.network.refuse = False
+        self.clock.advance(31)
+        self.pump()
+        result = device.sendMessage({}, TO, "u-2", 0)
+        self.network.cut()
+        self.failureResultOf(result, NotSent)
+
+    def test_refused(self) -> None:
+        """
+        What cannot be sent is refused at once.
+        """
+        device = self.device()
+        for arguments, error in (
+            (({}, TO, "", 9), "invalid_parameters"),
+            (({}, "", "u", 9), "invalid_parameters"),
+            (({"a": 1}, TO, "u", 9), "invalid_parameters"),
+            (({"a": "\ud800"}, TO, "u", 9), "invalid_parameters"),
+            (({"a": "x" * 4096}, TO, "u", 9), "messagetoobig"),
+        ):
+            failure = self.failureResultOf(device.sendMessage(*arguments), NotSent)  # type: ignore[arg-type]
+            self.assertEqual(error, failure.value.error)
+        self.assertEqual(0, device.unsent)
+
+    def test_tooMany(self) -> None:
+        """
+        No more wait than may.
+        """
+        self.network.refuse = True
+        device = self.device()
+        results = [device.sendMessage({}, TO, f"u-{n}", 9) for n in range(UNSENT + 1)]
+        failure = self.failureResultOf(results[-1], NotSent)
+        self.assertEqual("toomanymessages", failure.value.error)
+
+    def test_expired(self) -> None:
+        """
+        What has waited for too long fails when it would be sent.
+        """
+        self.network.refuse = True
+        device = self.device()
+        result = device.sendMessage({}, TO, "u-1", 20)
+        self.network.refuse = False
+        self.clock.advance(31)
+        self.pump()
+        self.failureResultOf(result, NotSent)
+        self.assertEqual([], self.appServer.ids())
+        self.clock.advance(BATCH)
+        self.assertEqual([[("u-1", "service_not_available")]], self.app.failed)
+
+    def test_sendError(self) -> None:
+        """
+        What fails at the connection server is told.
+        """
+        self.appServer.lose()
+        device = self.device()
+        result = device.sendMessage({}, TO, "u-1", 5)
+        self.pump()
+        self.successResultOf(result)
+        self.clock.advance(6)
+        self.pump()
+        self.clock.advance(BATCH)
+        self.assertEqual([[("u-1", "service_not_available")]], self.app.failed)
+
+    def test_deleted(self) -> None:
+        """
+        The app is told how many messages were dropped for it.
+        """
+        device = self.device()
+        token = device.token
+        self.stop(device)
+        for number in range(101):
+            self.appServer.downstream(to=token, message_id=f"d-{number}")
+        self.device()
+        self.assertEqual([100], self.app.deleted)
+        self.assertEqual(1, len(self.app.received))
+
+    def test_appFails(self) -> None:
+        """
+        A message on which the app fails comes again after the next login; one
+        whose Deferred has not fired has not been received.
+        """
+
+        def failing() -> None:
+            raise ValueError("no")
+
+        self.app.answer = failing
+        device = self.device()
+        self.appServer.downstream(to=device.token, message_id="d-1")
+        self.pump()
+        self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        waiting: Deferred[None] = Deferred()
+        self.app.answer = lambda: waiting
+        self.clock.advance(STABLE)
+        self.network.cut()
+        self.pump()
+        self.assertEqual(2, len(self.app.received))
+        self.clock.advance(STABLE)
+        self.network.cut()
+        self.pump()
+        self.assertEqual(3, len(self.app.received))
+        waiting.callback(None)
+        self.clock.advance(STABLE)
+        self.network.cut()
+        self.pump()
+        self.assertEqual(3, len(self.app.received))
+
+    def test_backOff(self) -> None:
+        """
+        It connects again after 30 s, 60 s and so on up to 10 minutes, and at
+        once if the connection had lasted.
+        """
+        self.network.refuse = True
+        device = self.device()
+        times = []
+        for _ in range(8):
+            attempts, began = self.network.attempts, self.clock.seconds()
+            while self.network.attempts == attempts:
+                self.clock.advance(5)
+            times.append(self.clock.seconds() - began)
+        self.assertEqual([30, 60, 120, 240, 480, 600, 600, 600], times)
+        self.network.refuse = False
+        self.clock.advance(600)
+        self.pump()
+        self.clock.advance(STABLE)
+        self.network.cut()
+        self.pump()
+        self.successResultOf(device.whenReady())
+
+    def test_unknown(self) -> None:
+        """
+        If the server does not know it any more, it checks in anew, and sends
+        what it had kept.
+        """
+        first = self.device()
+        token = first.token
+        self.network.refuse = True
+        self.network.cut()
+        first.sendMessage({}, TO, "u-1", 3600)
+        self.stop(first)
+        cache = DeviceCache(self.path)
+        identity = cache.identity
+        assert identity is not None
+        cache.identity = identity._replace(security_token=1)
+        cache.close()
+        self.network.refuse = False
+        second = self.device()
+        for _ in range(40):
+            self.clock.advance(1)
+            self.pump()
+        self.assertNotEqual(token, second.token)
+        self.assertEqual(["u-1"], self.appServer.ids())
+
+    def test_silence(self) -> None:
+        """
+        A silent server gets a heartbeat, and is given up if it stays silent.
+        """
+        device = self.device(heartbeat=100.0)
+        self.clock.advance(100)
+        self.pump()
+        self.successResultOf(device.whenReady())
+        self.network.silent = True
+        self.clock.advance(100)
+        self.clock.advance(60)
+        self.network.silent = False
+        self.pump()
+        self.successResultOf(device.whenReady())
+        self.assertEqual(2, self.network.attempts)
+
+    def test_file(self) -> None:
+        """
+        A file that cannot be used is said in one line; what is in a good one
+        nobody else can read.
+        """
+        error = self.assertRaises(CacheUnusable, DeviceCache, os.path.join(self.directory, "no", "file"))
+        self.assertIn("No such file or directory", str(error))
+        self.device()
+        self.assertEqual(0o600, os.stat(self.path).st_mode & 0o777)
