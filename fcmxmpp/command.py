@@ -1,11 +1,13 @@
 """
-The command C{fcmxmpp}: looks into a store, and puts right what went wrong.  It
-works while a service is using the store, and while none is.
+The command C{fcmxmpp}: looks into a store, and puts right what went wrong, while
+a service is using the store, and while none is; says who may log in to a
+connection server; is a device.
 
 Exit status: 0 for done, 1 for nothing matched, refused or failed, 2 for wrong
 options, 130 for Ctrl-C, and likewise for other signals.
 
-This is how it is called; L{fcmxmpp.subcommands} is what it does.
+This is how it is called; L{fcmxmpp.subcommands} is what it does with stores,
+L{fcmxmpp.senderscommand} and L{fcmxmpp.devicecommand} do the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from fcmxmpp import __version__
+from fcmxmpp.senderscommand import senders
 from fcmxmpp.store.browse import INBOX, OUTBOX, Box, Which
 from fcmxmpp.subcommands import (
     complain,
@@ -323,6 +326,23 @@ class _Program(click.Group):
     The command as a whole.
     """
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """
+        The names of the subcommands.
+        """
+        return sorted([*super().list_commands(ctx), "device"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """
+        A subcommand.
+        """
+        if cmd_name == "device":
+            # Who looks into a store has no need of HTTP and TLS, and would wait for it.
+            from fcmxmpp.devicecommand import device
+
+            return device
+        return super().get_command(ctx, cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         """
         Run it.
@@ -344,10 +364,12 @@ class _Program(click.Group):
 
 program = _Program(
     "fcmxmpp",
-    help="""Look into the store of an fcm-xmpp service, and put right what went wrong.
+    help="""Look into the store of an fcm-xmpp service, and put right what went wrong; say
+who may log in to a connection server; be a device.
 
-This works while the service is running, and while it is not. The store is named
-by --store at the end of each subcommand, or by FCM_STORE in the environment.""",
+Looking into a store works while the service is running, and while it is not. It
+is named by --store at the end of each subcommand, or by FCM_STORE in the
+environment.""",
     epilog=_examples(
         "export FCM_STORE=sqlite:/var/lib/fcm-xmpp/store.db",
         "fcmxmpp inbox list",
@@ -355,7 +377,7 @@ by --store at the end of each subcommand, or by FCM_STORE in the environment."""
         "fcmxmpp outbox list --state failed",
         "fcmxmpp outbox --help",
     ),
-    commands=[_group(INBOX), _group(OUTBOX)],
+    commands=[_group(INBOX), _group(OUTBOX), senders],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 click.version_option(__version__, prog_name="fcmxmpp")(program)
