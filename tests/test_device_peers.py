@@ -5,11 +5,28 @@ path, through three processes.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import urllib.request
+from importlib.util import find_spec
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.devicepeers import CHROMIUM, Chromium, Relay, Servers, skipUnless
+from fcmxmpp.mcs import wire
+from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame
+from tests.checkout import CHECKOUT
+from tests.children import PATIENCE, Child
+from tests.devicepeers import CHROMIUM, PEERS, Chromium, Relay, Servers, skipUnless
+
+
+#: Where .ci/run has npm put what is in tests/peers/package.json.
+NODE_MODULES = CHECKOUT / "build" / "peers" / "node_modules"
 
 
 class ChromiumTests(SynchronousTestCase):
@@ -104,3 +121,309 @@ class ChromiumTests(SynchronousTestCase):
             "stopped; upstream: ([0-9]+) from devices, 5 acknowledged, 1 expired;"
         )
         self.assertGreater(int(stopped[1]), 5)
+
+
+class _Process:
+    """
+    A device's client in a process, which prints lines of JSON.
+    """
+
+    def __init__(
+        self, case: SynchronousTestCase, servers: Servers, *command: str, **environment: str
+    ) -> None:
+        self.child = Child(list(command), servers.directory, os.environ | environment)
+        case.addCleanup(self.child.cleanUp)
+        self._seen = 0
+
+    def said(self) -> dict[str, Any]:
+        """
+        The next line.
+        """
+        self.child.until(rf"(?:[^\n]*\n){{{self._seen + 1}}}", "out")
+        line = self.child.out.splitlines()[self._seen]
+        self._seen += 1
+        what: dict[str, Any] = json.loads(line)
+        return what
+
+
+class FirebaseMessagingTests(SynchronousTestCase):
+    """
+    PyPI's firebase-messaging.
+    """
+
+    timeout = 120
+
+    def test_webPush(self) -> None:
+        """
+        It registers as a Web Push subscription, logs in, and can decrypt what
+        the app server sends to its token: data and a notification.
+        """
+        skipUnless(self, find_spec("firebase_messaging") is not None, "PyPI's firebase-messaging")
+        servers = Servers(self)
+        device = _Process(
+            self,
+            servers,
+            sys.executable,
+            str(PEERS / "firebase_device.py"),
+            servers.http,
+            str(servers.ports["devices"]),
+            servers.senderID,
+            SSL_CERT_FILE=str(servers.directory / "trial" / "certs" / "ca.pem"),
+        )
+        token = device.said()["token"]
+        for number in range(3):
+            status, answer = servers.send(
+                to=token,
+                message_id=f"d-{number}",
+                data={"n": str(number), "text": "\u4f60\u597d \U0001f680"},
+                notification={"title": "Hi", "body": "there"},
+            )
+            self.assertEqual((200, f"d-{number}"), (status, answer["ack"]["message_id"]))
+            received = device.said()["received"]
+            self.assertEqual({"n": str(number), "text": "\u4f60\u597d \U0001f680"}, received["data"])
+            self.assertEqual({"title": "Hi", "body": "there"}, received["notification"])
+            self.assertEqual(servers.senderID, received["from"])
+        servers.stop()
+
+
+class EufyTests(SynchronousTestCase):
+    """
+    npm's eufy-security-client.
+    """
+
+    timeout = 120
+
+    def test_plainData(self) -> None:
+        """
+        It logs in, and gets data, what waited for it included.
+        """
+        node = shutil.which("node")
+        skipUnless(self, node is not None and NODE_MODULES.is_dir(), "Node.js with eufy-security-client")
+        assert node is not None
+        servers = Servers(self)
+        identity = _checkIn(servers)
+        token = _register(servers, identity, "org.example.app")
+        self.assertEqual(200, servers.send(to=token, message_id="d-1", data={"n": "1"})[0])
+        device = _Process(
+            self,
+            servers,
+            node,
+            str(PEERS / "eufy_device.js"),
+            str(NODE_MODULES),
+            str(servers.ports["devices"]),
+            str(identity.android_id),
+            str(identity.security_token),
+        )
+        said = [device.said() for _ in range(2)]
+        self.assertIn({"connected": True}, said)
+        (first,) = [each["received"] for each in said if "received" in each]
+        self.assertEqual("1", first["n"] if "n" in first else first["payload"]["n"], first)
+        self.assertEqual(200, servers.send(to=token, message_id="d-2", data={"n": "2"})[0])
+        second = device.said()["received"]
+        self.assertEqual("2", second["n"] if "n" in second else second["payload"]["n"], second)
+        servers.stop()
+
+
+def _checkIn(servers: Servers) -> Any:
+    """
+    Check a device in.
+
+    @return: the answer.
+    """
+    request = wire.CheckinRequest()
+    request.checkin.type = wire.Checkin.IOS_OS
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{servers.http}/checkin", request.SerializeToString()), timeout=PATIENCE
+    ) as answer:
+        response = wire.CheckinResponse()
+        response.ParseFromString(answer.read())
+        return response
+
+
+def _register(servers: Servers, identity: Any, category: str) -> str:
+    """
+    Register an app.
+
+    @return: its token.
+    """
+    with urllib.request.urlopen(
+        urllib.request.Request(
+            f"{servers.http}/c2dm/register3",
+            f"app={category}&sender={servers.senderID}&device={identity.android_id}".encode(),
+            {"Authorization": f"AidLogin {identity.android_id}:{identity.security_token}"},
+        ),
+        timeout=PATIENCE,
+    ) as answer:
+        name, _, token = answer.read().decode().partition("=")
+        assert name == "token", token
+        return str(token)
+
+
+class _Scripted:
+    """
+    A device that does what it is told, over a real socket.
+    """
+
+    def __init__(self, case: SynchronousTestCase, servers: Servers, version: int) -> None:
+        context = ssl.create_default_context(cafile=str(servers.directory / "trial" / "certs" / "ca.pem"))
+        plain = socket.create_connection(("localhost", servers.ports["devices"]), PATIENCE)
+        self._socket = context.wrap_socket(plain, server_hostname="localhost")
+        case.addCleanup(self._socket.close)
+        self._socket.sendall(bytes([version]))
+        self._decoder = FrameDecoder()
+        self._frames: list[tuple[int, bytes]] = []
+
+    def send(self, tag: int, message: Any) -> None:
+        """
+        Send a frame.
+        """
+        self._socket.sendall(encodeFrame(tag, message.SerializeToString()))
+
+    def next(self, tag: int, kind: Any) -> Any:
+        """
+        The next frame, which has to be of this kind.
+        """
+        while not self._frames:
+            data = self._socket.recv(65536)
+            assert data, "the server has closed the connection"
+            self._frames += self._decoder.feed(data)
+        got, body = self._frames.pop(0)
+        assert got == tag, f"a frame of tag {got} came instead of {tag}"
+        message = kind()
+        message.ParseFromString(body)
+        return message
+
+    @property
+    def version(self) -> int | None:
+        """
+        What the server said first.
+        """
+        return self._decoder.version
+
+    def login(self, identity: Any, loginID: str) -> None:
+        """
+        Log in, as iOS does.
+        """
+        number = str(identity.android_id)
+        self.send(
+            Tag.LOGIN_REQUEST,
+            wire.LoginRequest(
+                id=loginID,
+                domain="mcs.android.com",
+                user=number,
+                resource=number,
+                auth_token=str(identity.security_token),
+                account_id=1000000,
+                last_rmq_id=1,
+                use_rmq2=True,
+                auth_service=2,
+            ),
+        )
+
+    def upload(self, message_id: str, persistent_id: str, to: str) -> None:
+        """
+        Send a message, as iOS does.
+        """
+        stanza = wire.DataMessageStanza(
+            **{"from": ""},
+            id=message_id,
+            to=to,
+            category="org.example.ios",
+            ttl=3600,
+            persistent_id=persistent_id,
+        )
+        stanza.app_data.add(key="op", value=message_id)
+        self.send(Tag.DATA_MESSAGE_STANZA, stanza)
+
+    def close(self) -> None:
+        """
+        End without a word.
+        """
+        self._socket.close()
+
+
+class ScriptedTests(SynchronousTestCase):
+    """
+    What cannot run here, over real sockets.
+    """
+
+    timeout = 120
+
+    def test_iOS(self) -> None:
+        """
+        iOS speaks version 40 and takes no other; it sends what it has kept only
+        after the empty selective ack behind the answer to its login; its
+        messages have no C{from}; and the server drops it without a word.
+        """
+        servers = Servers(self)
+        identity = _checkIn(servers)
+        token = _register(servers, identity, "org.example.ios")
+        device = _Scripted(self, servers, 40)
+        device.login(identity, "ios-4.1.8")
+        response = device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
+        self.assertEqual((40, 0), (device.version, response.error.code))
+        iq = device.next(Tag.IQ_STANZA, wire.IqStanza)
+        self.assertEqual((12, b""), (iq.extension.id, iq.extension.data))
+        # At once, as it does.
+        device.send(Tag.HEARTBEAT_PING, wire.HeartbeatPing())
+        device.next(Tag.HEARTBEAT_ACK, wire.HeartbeatAck)
+        for number in range(3):
+            device.upload(f"u-{number}", str(number), f"{servers.senderID}@gcm.googleapis.com")
+        for number in range(3):
+            message = servers.received()
+            self.assertEqual(
+                (f"u-{number}", token, "org.example.ios"),
+                (message["message_id"], message["from"], message["category"]),
+            )
+        acknowledged = 0
+        while acknowledged < 5:
+            ack = device.next(Tag.IQ_STANZA, wire.IqStanza)
+            self.assertEqual(13, ack.extension.id)
+            acknowledged = ack.last_stream_id_received
+        self.assertEqual(5, acknowledged)
+        servers.send(to=token, message_id="d-1", data={"a": "b"}, delivery_receipt_requested=True)
+        stanza = device.next(Tag.DATA_MESSAGE_STANZA, wire.DataMessageStanza)
+        self.assertTrue(stanza.immediate_ack)
+        self.assertEqual(["a"], [each.key for each in stanza.app_data])
+        servers.stop()
+        self.assertRaises(AssertionError, device.next, Tag.CLOSE, wire.Close)
+
+    def test_S14_killed(self) -> None:
+        """
+        Killed at any moment, the connection server loses nothing that a device
+        was told is stored, and what waits for a device is still there.
+        """
+        servers = Servers(self)
+        identity = _checkIn(servers)
+        token = _register(servers, identity, "org.example.ios")
+        self.assertEqual(0, servers.appServer.stop())
+        told = set()
+        for life in range(4):
+            device = _Scripted(self, servers, 41)
+            device.login(identity, "chrome-99")
+            device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
+            device.next(Tag.IQ_STANZA, wire.IqStanza)
+            for number in range(50):
+                device.upload(f"u-{life}-{number}", f"{life}.{number}", servers.senderID)
+            # Whatever is stored by the moment in which the news comes.
+            acknowledged = 0
+            while acknowledged < 10 * (life + 1):
+                acknowledged = device.next(Tag.IQ_STANZA, wire.IqStanza).last_stream_id_received
+            servers.connectionServer.stop(signal.SIGKILL)
+            told |= {f"u-{life}-{number}" for number in range(acknowledged - 1)}
+            device.close()
+            servers.startConnectionServer()
+        servers.startAppServer()
+        received = []
+        while not told <= set(received):
+            received.append(servers.received()["message_id"])
+        self.assertEqual(len(set(received)), len(received))
+        self.assertEqual(200, servers.send(to=token, message_id="d-1", data={"a": "b"})[0])
+        servers.connectionServer.stop(signal.SIGKILL)
+        servers.startConnectionServer()
+        device = _Scripted(self, servers, 41)
+        device.login(identity, "chrome-99")
+        device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
+        device.next(Tag.IQ_STANZA, wire.IqStanza)
+        stanza = device.next(Tag.DATA_MESSAGE_STANZA, wire.DataMessageStanza)
+        self.assertEqual(["a"], [each.key for each in stanza.app_data])
