@@ -1,6 +1,7 @@
 """
 The demonstration: messages on their way from a device to a handler and back,
-told line by line, over the same TLS sockets as in earnest.
+told line by line, over the same three TLS sockets as in earnest: the device asks
+who it is and connects, as the app server does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from fcmxmpp.device import Device, IDeviceApp
 from fcmxmpp.embedded import EmbeddedConnectionServer
 from fcmxmpp.interfaces import (
     Acknowledged,
@@ -32,8 +34,8 @@ from fcmxmpp.interfaces import (
     Repeated,
     settled,
 )
+from fcmxmpp.mcs.stanzas import ReceivedMessage
 from fcmxmpp.messages import MAX_DATA_BYTES, DownstreamMessage, UpstreamMessage
-from fcmxmpp.server.simulated import SimulatedDevice
 
 
 __all__ = ["Demo"]
@@ -48,52 +50,17 @@ _MARKUP = "\"quoted\" <b>bold</b> & 'so on' &amp; ]]>"
 _LARGEST = "x" * (MAX_DATA_BYTES - len("blob"))
 
 
-class _NarratedDevice(SimulatedDevice):
-    """
-    A device that says what it is told.
-    """
-
-    say: Callable[[str, str], None]
-    got: Callable[[str, Mapping[str, str]], None]
-
-    def messageReceived(self, message: DownstreamMessage) -> None:
-        """
-        Say so.
-        """
-        self.got(message.message_id or "", message.data)
-        super().messageReceived(message)
-
-    def messageStored(self, message_id: str) -> None:
-        """
-        Say so.
-        """
-        self.say("connection server", f"has stored {message_id} and passes it on")
-        super().messageStored(message_id)
-
-    def messageDelivered(self, message_id: str) -> None:
-        """
-        Say so.
-        """
-        self.say("device", f"is told that {message_id} was delivered")
-        super().messageDelivered(message_id)
-
-    def messageFailed(self, message_id: str, error: str) -> None:
-        """
-        Say so.
-        """
-        self.say("device", f"is told that {message_id} FAILED: {error}")
-        super().messageFailed(message_id, error)
-
-
-@implementer(IUpstreamHandler, ISessionObserver)
+@implementer(IUpstreamHandler, ISessionObserver, IDeviceApp)
 class Demo(Service):
     """
-    The narrator.  It is the handler of the app server as well as its observer.
+    The narrator.  It is the handler of the app server as well as its observer,
+    and the app on the device.
 
     @ivar sender: what to send to the device by, to be set before the start.
     """
 
     sender: IDownstreamSender
+    _device: Device
 
     def __init__(
         self,
@@ -110,20 +77,21 @@ class Demo(Service):
         self._clock = clock
         self._write = write
         self._end = end
-        self._device = _NarratedDevice(
-            embedded.server, embedded.credentials.senderID, "demo-device-token", "org.example.demo"
-        )
-        self._device.say = self._say
-        self._device.got = self._deviceGot
         self._sent: dict[str, dict[str, str]] = {}
         self._arrived: list[tuple[str, Mapping[str, str]]] = []
         self._accepted: set[str] = set()
+        self._stored: set[str] = set()
+        # Who waits for the end of a message's way.
+        self._waiting: dict[str, Deferred[None]] = {}
         self._acknowledged: set[str] = set()
         self._toFail: set[str] = set()
         self._toBreak: set[str] = set()
         self._ready: Deferred[None] = Deferred()
         self._drained: Deferred[None] = Deferred()
         self._running: Deferred[None] | None = None
+        # What goes to the device, and where the device's messages go.
+        self._toDevice: set[str] = set()
+        self._to = f"{embedded.credentials.senderID}@gcm.googleapis.com"
 
     def _say(self, who: str, what: str) -> None:
         """
@@ -133,9 +101,9 @@ class Demo(Service):
 
     # The application.
 
-    def messageReceived(self, message: UpstreamMessage) -> Deferred[None] | None:
+    def _arrivedAtHandler(self, message: UpstreamMessage) -> Deferred[None] | None:
         """
-        See L{IUpstreamHandler.messageReceived}.
+        The handler is called.
         """
         message_id = message.message_id
         if message_id in self._toFail:
@@ -156,11 +124,46 @@ class Demo(Service):
         came = self._compare(message.message_id, message.data)
         self._say("handler", f"has handled {message.message_id}, its data came {came}")
 
-    def _deviceGot(self, message_id: str, data: Mapping[str, str]) -> None:
+    # The app on the device: see IDeviceApp.
+
+    def messageReceived(self, message: UpstreamMessage | ReceivedMessage) -> Deferred[None] | None:
         """
-        The device has got a message: compare it with what was sent.
+        See L{IUpstreamHandler.messageReceived} and L{IDeviceApp.messageReceived}.
         """
-        self._say("device", f"has got {message_id}, its data came {self._compare(message_id, data)}")
+        if isinstance(message, UpstreamMessage):
+            return self._arrivedAtHandler(message)
+        # The device does not see the app server's own name for it.
+        message_id = next((known for known in self._sent if known in self._toDevice), "")
+        came = self._compare(message_id, message.data)
+        self._say("device", f"has got {message_id}, its data came {came}")
+        self._seen(message_id)
+        return None
+
+    def _seen(self, message_id: str) -> None:
+        """
+        Go on: a message is where it was meant to be.
+        """
+        waiting = self._waiting.pop(message_id, None)
+        if waiting is not None:
+            waiting.callback(None)
+
+    def messagesSent(self, message_ids: list[str]) -> None:
+        """
+        See L{IDeviceApp.messagesSent}.  It is told at once, not after a second.
+        """
+
+    def messagesFailed(self, failed: list[tuple[str, str]]) -> None:
+        """
+        See L{IDeviceApp.messagesFailed}.
+        """
+        for message_id, error in failed:
+            self._say("device", f"is told that {message_id} FAILED: {error}")
+
+    def messagesDeleted(self, total: int) -> None:
+        """
+        See L{IDeviceApp.messagesDeleted}.
+        """
+        self._say("device", f"is told that {total} messages were DROPPED")
 
     def _compare(self, message_id: str, data: Mapping[str, str]) -> str:
         """
@@ -196,6 +199,7 @@ class Demo(Service):
         elif isinstance(event, Acknowledged):
             self._acknowledged.add(event.message_id)
             self._say("app server", f"has sent the ACK for {event.message_id}")
+            self._seen(event.message_id)
         elif isinstance(event, DeadLettered):
             self._say("app server", f"puts {event.message_id} aside: {event.reason}")
 
@@ -206,8 +210,18 @@ class Demo(Service):
         Begin.
         """
         super().startService()
+        # Only now the connection server has its ports.
+        self._device = self._embedded.device("org.example.demo", self)
+        self._device.startService()
         self._running = Deferred.fromCoroutine(self._run())
         self._running.addErrback(self._broken)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Close the device's connection.
+        """
+        super().stopService()
+        return self._device.stopService()
 
     def _broken(self, failure: Any) -> None:
         """
@@ -222,12 +236,19 @@ class Demo(Service):
         Message after message, and the summary.
         """
         self._write("A device, a connection server and an app server, over TLS on this machine.")
-        self._write(f"The connection server listens on tls:localhost:{self._embedded.port},")
-        self._write(f"with the certificate in {self._embedded.directory / 'certs'}.\n")
+        self._write(f"The connection server listens on tls:localhost:{self._embedded.port} for app servers,")
+        ports = f"{self._embedded.devicePort} (MCS) and {self._embedded.httpPort} (HTTPS)"
+        self._write(f"and for devices on ports {ports};")
+        self._write(f"its certificate is in {self._embedded.directory / 'certs'}.\n")
         try:
             await self._ready.addTimeout(PATIENCE, self._clock)
         except Exception as error:
             self._say("app server", f"could NOT log in: {type(error).__name__}")
+        try:
+            await self._device.whenReady().addTimeout(PATIENCE, self._clock)
+            self._say("device", "has checked in, has registered, and is connected")
+        except Exception as error:
+            self._say("device", f"could NOT connect: {type(error).__name__}")
         await self._message("A plain message", "demo-1", {"greeting": "hello"})
         await self._message("Letters of the whole world", "demo-2", {"text": _TEXT})
         await self._message("Quotes and markup", "demo-3", {"text": _MARKUP})
@@ -253,11 +274,16 @@ class Demo(Service):
         if data is not None:
             self._sent[message_id] = dict(data)
         self._say("device", f"sends {message_id}")
-        sent = self._device.send(message_id, self._sent[message_id], time_to_live=60)
+        acknowledged: Deferred[None] = Deferred()
+        self._waiting[message_id] = acknowledged
+        sent = self._device.sendMessage(self._sent[message_id], self._to, message_id, 60)
         try:
             await sent.addTimeout(PATIENCE, self._clock)
+            self._stored.add(message_id)
+            self._say("device", f"is told that {message_id} is stored, and forgets it")
+            await acknowledged.addTimeout(PATIENCE, self._clock)
         except Exception as error:
-            self._say("device", f"has NOT heard of {message_id}: {type(error).__name__}")
+            self._say("narrator", f"has NOT seen the end of {message_id}: {type(error).__name__}")
         if title is not None:
             self._write("")
 
@@ -268,12 +294,16 @@ class Demo(Service):
         self._write(f"{title}")
         self._sent[message_id] = data
         self._say("handler", f"sends {message_id}")
-        message = DownstreamMessage(to=self._device.token, message_id=message_id, data=data)
+        self._toDevice.add(message_id)
+        got: Deferred[None] = Deferred()
+        self._waiting[message_id] = got
+        message = DownstreamMessage(to=self._device.token or "", message_id=message_id, data=data)
         try:
             await settled(self.sender.send(message)).addTimeout(PATIENCE, self._clock)
             self._acknowledged.add(message_id)
             self._accepted.add(message_id)
             self._say("app server", f"has got the ACK for {message_id}")
+            await got.addTimeout(PATIENCE, self._clock)
         except Exception as error:
             self._say("app server", f"has NOT got the ACK for {message_id}: {type(error).__name__}")
         self._write("")
@@ -299,7 +329,7 @@ class Demo(Service):
         @return: the exit status.
         """
         handled = {message_id for message_id, data in self._arrived if data == self._sent.get(message_id)}
-        told = set(self._device.delivered) | self._accepted
+        told = self._stored | self._accepted
         lost = len(self._sent) - len(handled & self._acknowledged & told)
         twice = len(self._arrived) - len({message_id for message_id, _ in self._arrived})
         self._write(

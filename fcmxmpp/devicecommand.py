@@ -18,12 +18,13 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, textFileLogObserver
 from twisted.logger import globalLogBeginner as beginner
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.client import Agent, HTTPConnectionPool
 from zope.interface import implementer
 
 from fcmxmpp.device import Device, IDeviceApp, NotSent
 from fcmxmpp.devicecache import CacheUnusable, DeviceCache
 from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
+from fcmxmpp.httpclient import TrustingPolicy
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 
 
@@ -102,22 +103,6 @@ def _trustRoot(directory: str | None) -> Any:
     return trustRootFromCertificates(certificates)
 
 
-class _Policy(BrowserLikePolicyForHTTPS):
-    """
-    For HTTPS: whom to trust.
-    """
-
-    def __init__(self, trustRoot: Any) -> None:
-        super().__init__()
-        self._trust = trustRoot
-
-    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-        """
-        See L{twisted.web.iweb.IPolicyForHTTPS}.
-        """
-        return optionsForClientTLS(hostname.decode("ascii"), trustRoot=self._trust)
-
-
 def _server(_: click.Context, option: click.Parameter, value: str) -> tuple[str, int]:
     """
     Host and port.
@@ -160,7 +145,7 @@ class _Made:
         trustRoot = _trustRoot(trust)
         self.cache = DeviceCache(file)
         pool = HTTPConnectionPool(reactor, persistent=False)
-        agent = Agent(reactor, _Policy(trustRoot), connectTimeout=PATIENCE, pool=pool)
+        agent = Agent(reactor, TrustingPolicy(trustRoot), connectTimeout=PATIENCE, pool=pool)
         self.http = DeviceHTTP(agent, http, reactor)
         host, port = server
         endpoint = wrapClientTLS(

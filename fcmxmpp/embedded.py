@@ -24,14 +24,22 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStrea
 from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.web.client import Agent, HTTPConnectionPool
 from zope.interface import implementer
 
 from fcmxmpp.certificates import selfSigned
 from fcmxmpp.connection import Credentials
-from fcmxmpp.interfaces import IEntrusted
+from fcmxmpp.device import Device
+from fcmxmpp.devicehttp import DeviceHTTP
+from fcmxmpp.httpclient import TrustingPolicy
+from fcmxmpp.interfaces import IStore
+from fcmxmpp.server.devices import DeviceFactory
+from fcmxmpp.server.postoffice import PostOffice
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.server.simulated import SimulatedDevice
+from fcmxmpp.server.site import site
+from fcmxmpp.store.memory import MemoryStore
 
 
 __all__ = ["DeviceThatTalks", "EmbeddedConnectionServer"]
@@ -48,22 +56,33 @@ class EmbeddedConnectionServer(Service):
     @ivar server: the connection server.
     @ivar credentials: of its one sender.
     @ivar directory: where C{certs/} and C{server-key.txt} are, while it runs.
-    @ivar port: where it listens, while it runs.
+    @ivar port: where it listens for app servers, while it runs.
+    @ivar devicePort: where it listens for devices.
+    @ivar httpPort: where devices check in and register.
     """
 
     directory: Path
     port: int
+    devicePort: int
+    httpPort: int
 
-    def __init__(self, reactor: Any, senderID: str, entrusted: IEntrusted | None = None) -> None:
+    def __init__(self, reactor: Any, senderID: str, store: IStore | None = None) -> None:
         """
         @param senderID: of its one sender.
-        @param entrusted: see L{ConnectionServer}.
+        @param store: what outlasts it; started before it, and stopped after it.
         """
         self._reactor = reactor
         self.credentials = Credentials(senderID, secrets.token_urlsafe(24))
         registry = Registry({senderID: self.credentials.serverKey})
-        self.server = ConnectionServer(registry, reactor, entrusted=entrusted)
-        self._listening: IListeningPort | None = None
+        kept: Any = MemoryStore(reactor.seconds) if store is None else store
+        self._office = PostOffice(kept.registrations, kept.mailboxes, reactor)
+        self.server = ConnectionServer(
+            registry, reactor, entrusted=None if store is None else store.entrusted, office=self._office
+        )
+        self._office.server = self.server
+        self._devices = DeviceFactory(self._office, reactor)
+        self._site = site(kept.registrations, registry, reactor, self._office.changed)
+        self._listening: list[IListeningPort] = []
         self._certificate = selfSigned()
 
     def startService(self) -> None:
@@ -79,18 +98,15 @@ class EmbeddedConnectionServer(Service):
         keyFile = self.directory / "server-key.txt"
         keyFile.touch(mode=0o600)
         keyFile.write_text(self.credentials.serverKey + "\n")
-        endpoint = SSL4ServerEndpoint(self._reactor, 0, self._certificate.options(), interface="127.0.0.1")
-        # A TCP port on loopback is opened at once, so this has fired.
-        endpoint.listen(self.server.factory).addCallbacks(self._listens, _cannotListen)
-
-    def _listens(self, port: IListeningPort) -> None:
-        """
-        The port is open.
-        """
-        self._listening = port
-        address = port.getHost()
-        assert isinstance(address, AddressOfPort)
-        self.port = address.port
+        self._office.start()
+        for factory in (self.server.factory, self._devices, self._site):
+            endpoint = SSL4ServerEndpoint(
+                self._reactor, 0, self._certificate.options(), interface="127.0.0.1"
+            )
+            # A TCP port on loopback is opened at once, so this has fired.
+            endpoint.listen(factory).addCallbacks(self._listening.append, _cannotListen)
+        if len(self._listening) == 3:
+            self.port, self.devicePort, self.httpPort = map(_portOf, self._listening)
 
     @property
     def description(self) -> str:
@@ -102,6 +118,24 @@ class EmbeddedConnectionServer(Service):
             f"--endpoint tls:localhost:{self.port}:trustRoots={self.directory / 'certs'} "
             f"--sender-id {self.credentials.senderID} --server-key-file {self.directory / 'server-key.txt'}"
         )
+
+    def device(self, category: str, app: Any) -> Device:
+        """
+        A device that connects to this server as any other would.
+
+        @param category: the app on it.
+        @param app: an L{IDeviceApp<fcmxmpp.device.IDeviceApp>}.
+        """
+        trustRoot = Certificate.loadPEM(self._certificate.dump(FILETYPE_PEM))
+        endpoint = wrapClientTLS(
+            optionsForClientTLS("localhost", trustRoot=trustRoot),
+            TCP4ClientEndpoint(self._reactor, "127.0.0.1", self.devicePort),
+        )
+        agent = Agent(
+            self._reactor, TrustingPolicy(trustRoot), pool=HTTPConnectionPool(self._reactor, persistent=False)
+        )
+        http = DeviceHTTP(agent, f"https://localhost:{self.httpPort}", self._reactor)
+        return Device(self._reactor, endpoint, http, self.credentials.senderID, category, app)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """
@@ -125,11 +159,22 @@ class EmbeddedConnectionServer(Service):
         See L{stopService}.
         """
         try:
-            if self._listening is not None:
-                await maybeDeferred(self._listening.stopListening)
+            for port in self._listening:
+                await maybeDeferred(port.stopListening)
+            self._office.stop()
+            await self._devices.stop()
             await self.server.stopService()
         finally:
             shutil.rmtree(self.directory)
+
+
+def _portOf(listening: IListeningPort) -> int:
+    """
+    The number of a port.
+    """
+    address = listening.getHost()
+    assert isinstance(address, AddressOfPort)
+    return address.port
 
 
 def _cannotListen(failure: Any) -> None:

@@ -5,13 +5,16 @@ what went wrong, in words.
 
 from __future__ import annotations
 
+from typing import Any
+
 from OpenSSL import SSL
 from service_identity import VerificationError
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
+from twisted.web.client import BrowserLikePolicyForHTTPS, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
@@ -19,13 +22,29 @@ from zope.interface import implementer
 from fcmxmpp.errors import FCMError
 
 
-__all__ = ["AnswerTooLong", "WholeBody", "kindOf", "readBody"]
+__all__ = ["AnswerTooLong", "TrustingPolicy", "WholeBody", "kindOf", "readBody"]
 
 
 class AnswerTooLong(FCMError):
     """
     The answer has more bytes than it may have.
     """
+
+
+class TrustingPolicy(BrowserLikePolicyForHTTPS):
+    """
+    For HTTPS: whom to trust.
+    """
+
+    def __init__(self, trustRoot: Any) -> None:
+        super().__init__()
+        self._trust = trustRoot
+
+    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
+        """
+        See L{twisted.web.iweb.IPolicyForHTTPS}.
+        """
+        return optionsForClientTLS(hostname.decode("ascii"), trustRoot=self._trust)
 
 
 @implementer(IBodyProducer)

@@ -240,9 +240,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     handler: Any
     observer = None
     if settings.credentials is None:
-        embedded = EmbeddedConnectionServer(
-            reactor, settings.senderID, None if store is None else store.entrusted
-        )
+        embedded = EmbeddedConnectionServer(reactor, settings.senderID, store)
         embedded.setServiceParent(services)
         endpoint, credentials = embedded, embedded.credentials
         if settings.demo:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,10 +15,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.demo import Demo
+from fcmxmpp.device import Device
+from fcmxmpp.devicecache import DeviceCache
 from fcmxmpp.errors import HandlerFailed
+from fcmxmpp.registrations import Application
+from fcmxmpp.server.devices import DeviceFactory
+from fcmxmpp.server.postoffice import PostOffice
 from fcmxmpp.server.registry import Registry
 from fcmxmpp.server.service import ConnectionServer
+from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.testing import SENDER_ID, SERVER_KEY, MemoryNetwork
+from tests.mcsclients import fired
 
 
 class Embedded:
@@ -26,12 +34,31 @@ class Embedded:
     of one.
     """
 
-    port = 1
+    port, devicePort, httpPort = 1, 2, 3
 
     def __init__(self, clock: Clock) -> None:
         self.credentials = Credentials(SENDER_ID, SERVER_KEY)
-        self.server = ConnectionServer(Registry({SENDER_ID: SERVER_KEY}), clock)
+        store = MemoryStore(clock.seconds)
+        office = PostOffice(store.registrations, store.mailboxes, clock)
+        self.server = ConnectionServer(Registry({SENDER_ID: SERVER_KEY}), clock, office=office)
+        office.server = self.server
         self.directory = Path("directory")
+        self._clock = clock
+        self._registrations = store.registrations
+        self.network = MemoryNetwork(clock, DeviceFactory(office, clock))
+
+    def device(self, category: str, app: Any) -> Device:
+        """
+        A device that has checked in and is registered, because HTTP is nothing
+        of the demonstration's.
+        """
+        cache = DeviceCache()
+        cache.identity = fired(self._registrations.checkIn(None))
+        application = Application(category=category, senderID=SENDER_ID)
+        token = fired(self._registrations.register(cache.identity, application))
+        cache.setToken(SENDER_ID, category, token)
+        http: Any = None
+        return Device(self._clock, self.network, http, SENDER_ID, category, app, cache)
 
 
 class DemoTests(SynchronousTestCase):
@@ -57,13 +84,17 @@ class DemoTests(SynchronousTestCase):
         demo.sender = server
         demo.startService()
         server.startService()
-        network.pump()
-        network.advance(120, 0.25)
-        stopped = server.stopService()
-        network.pump()
+        for _ in range(480):
+            clock.advance(0.25)
+            for each in (embedded.network, network, embedded.network):
+                each.pump()
+        stopped = [server.stopService(), demo.stopService()]
         # The grace period of what is still being handled.
-        network.advance(10)
-        self.successResultOf(stopped)
+        for _ in range(10):
+            for each in (embedded.network, network):
+                each.advance(1)
+        for one in stopped:
+            self.successResultOf(one)
         self.flushLoggedErrors(HandlerFailed)
         return lines, status
 
@@ -76,16 +107,16 @@ class DemoTests(SynchronousTestCase):
         self.assertEqual([0], status)
         told = "\n".join(lines)
         steps = [
+            "device             has checked in, has registered, and is connected",
             "device             sends demo-1",
-            "connection server  has stored demo-1",
             "app server         has got demo-1",
             "handler            has handled demo-1",
             "app server         has sent the ACK for demo-1",
-            "device             is told that demo-1 was delivered",
         ]
         places = [told.index(step) for step in steps]
         self.assertEqual(sorted(places), places)
         for step in (
+            "device             is told that demo-1 is stored, and forgets it",
             "demo-1 again, which it knows",
             "FAILS on demo-5",
             "the connection breaks meanwhile",
@@ -102,17 +133,19 @@ class DemoTests(SynchronousTestCase):
         """
 
         def spoil(demo: Demo) -> None:
-            accept = demo._embedded.server.submit
-            demo._embedded.server.submit = (  # type: ignore[method-assign]
-                lambda device, message_id, data, ttl=None: (
-                    None if message_id == "demo-2" else accept(device, message_id, data, ttl)
+            take = demo._embedded.server.take
+            demo._embedded.server.take = (  # type: ignore[method-assign]
+                lambda device, message, *more: (
+                    device.callbacks.messageStored("demo-2")
+                    if message.message_id == "demo-2"
+                    else take(device, message, *more)
                 )
             )
 
         lines, status = self.run_(spoil)
         self.assertEqual("8 sent, 7 handled, 7 acknowledged, 1 lost", lines[-1])
         self.assertEqual([1], status)
-        self.assertIn("has NOT heard of demo-2", "\n".join(lines))
+        self.assertIn("has NOT seen the end of demo-2", "\n".join(lines))
 
     def test_changed(self) -> None:
         """
@@ -120,12 +153,14 @@ class DemoTests(SynchronousTestCase):
         """
 
         def spoil(demo: Demo) -> None:
-            accept = demo._embedded.server.submit
-            demo._embedded.server.submit = (  # type: ignore[method-assign]
-                lambda device, message_id, data, ttl=None: accept(
-                    device, message_id, {"text": "else"} if message_id == "demo-3" else data, ttl
-                )
-            )
+            take = demo._embedded.server.take
+
+            def change(device: Any, message: Any, *more: Any) -> None:
+                if message.message_id == "demo-3":
+                    message = structs.replace(message, data={"text": "else"})
+                take(device, message, *more)
+
+            demo._embedded.server.take = change  # type: ignore[method-assign]
 
         lines, status = self.run_(spoil)
         self.assertEqual("8 sent, 7 handled, 8 acknowledged, 1 lost", lines[-1])

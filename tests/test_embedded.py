@@ -54,7 +54,7 @@ class EmbeddedConnectionServerTests(SynchronousTestCase):
         """
         It listens on loopback only.
         """
-        self.assertEqual(["127.0.0.1"], [server[4] for server in self.reactor.sslServers])
+        self.assertEqual(["127.0.0.1"] * 3, [server[4] for server in self.reactor.sslServers])
 
     def test_files(self) -> None:
         """
@@ -113,7 +113,7 @@ class EmbeddedConnectionServerTests(SynchronousTestCase):
         self.patch(self.reactor, "listenSSL", listenSSL)
         other = EmbeddedConnectionServer(self.reactor, "123456789")
         other.startService()
-        self.assertEqual(1, len(self.flushLoggedErrors(CannotListenError)))
+        self.assertEqual(3, len(self.flushLoggedErrors(CannotListenError)))
         self.successResultOf(other.stopService())
         self.assertFalse(other.directory.exists())
 
