@@ -39,7 +39,7 @@ from fcmxmpp.store.database import connect
 from fcmxmpp.store.groupcommit import MOST
 from fcmxmpp.store.inbox import digest
 from fcmxmpp.store.sqlite import KEEP, SQLiteStore
-from fcmxmpp.tap import SWITCH_INTERVAL
+from fcmxmpp.running import SWITCH_INTERVAL
 
 
 DEVICES = [f"device-{number:02}" for number in range(100)]

@@ -252,19 +252,15 @@ class _Reload(Service):
 
     def startService(self) -> None:
         """
-        Take over the signal, as soon as Twisted has set its own handlers.
+        Read the file at SIGHUP, which Twisted leaves alone.
         """
         super().startService()
-        self._reactor.callWhenRunning(self._takeSignal)
-
-    def _takeSignal(self) -> None:
-        """
-        Read the file at SIGHUP.
-        """
-        if hasattr(signal, "SIGHUP"):
+        try:
             self._before = signal.signal(
                 signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self.reload)
             )
+        except (AttributeError, ValueError):
+            _log.warn("the senders file is not read again: there is no SIGHUP here, or not in this thread")
 
     def reload(self) -> None:
         """
