@@ -77,9 +77,10 @@ def makeService(options: ServerOptions, reactor: Any = None) -> IService:
         for name, (description, factory) in factories.items()
         if description is not None
     }
+    # First, so that no signal is too early.
+    _Reload(settings.senders, registry, server, reactor).setServiceParent(services)
     running = _Running(server, office, devices, listeners, settings, reactor)
     running.setServiceParent(services)
-    _Reload(settings.senders, registry, server, reactor).setServiceParent(services)
     service: IService = services
     return service
 
