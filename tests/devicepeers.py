@@ -184,6 +184,7 @@ class Relay:
         self._lock = Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._isMute = Event()
+        self._isShut = Event()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self._threads = [Thread(target=self._accept, daemon=True)]
@@ -199,6 +200,9 @@ class Relay:
                 device, _ = self._listening.accept()
             except OSError:
                 return
+            if self._isShut.is_set():
+                device.close()
+                continue
             try:
                 server = socket.create_connection(("127.0.0.1", self._server))
             except OSError:
@@ -231,9 +235,22 @@ class Relay:
         """
         self._isMute.set()
 
+    def shut(self) -> None:
+        """
+        Break all connections, and let nobody through.
+        """
+        self._isShut.set()
+        self.cut()
+
+    def open(self) -> None:
+        """
+        Let everybody through again.
+        """
+        self._isShut.clear()
+
     def cut(self) -> None:
         """
-        Break all connections; new ones are as good as ever.
+        Break all connections; new ones are as good as ever, unless this is shut.
         """
         with self._lock:
             pairs, self._pairs = self._pairs, []
@@ -267,11 +284,12 @@ class Chromium:
         @param http: where to check in and register: a URL.
         @param port: of what leads to the connection server.
         """
+        self._case = case
         self._events: Queue[dict[str, Any]] = Queue()
         self._kept: list[dict[str, Any]] = []
-        self._orders: Queue[dict[str, Any]] = Queue()
+        self.orders: Queue[dict[str, Any]] = Queue()
         self._directory = Path(tempfile.mkdtemp()).resolve()
-        case.addCleanup(shutil.rmtree, self._directory, ignore_errors=True)
+        case.addCleanup(shutil.rmtree, self._directory)
         control = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         control.daemon_threads = True
         thread = Thread(target=control.serve_forever, daemon=True)
@@ -285,39 +303,71 @@ class Chromium:
         worker.write_text(
             worker.read_text().replace("CONTROL", f"http://127.0.0.1:{control.server_address[1]}")
         )
-        self._log = open(self._directory / "log", "wb")  # noqa: SIM115  # for the life of the process
-        case.addCleanup(self._log.close)
+        self._command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            f"--user-data-dir={self._directory / 'profile'}",
+            f"--load-extension={extension}",
+            "--disable-features=DisableLoadExtensionCommandLineSwitch",
+            # Nothing is looked for anywhere else.
+            "--host-resolver-rules=MAP * 127.0.0.1",
+            f"--gcm-checkin-url={http}/checkin",
+            f"--gcm-registration-url={http}/c2dm/register3",
+            f"--gcm-mcs-endpoint=https://localhost:{port}",
+            "--ignore-certificate-errors",
+            "about:blank",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        case.addCleanup(self.kill)
+        self.start()
+
+    def start(self) -> None:
+        """
+        Start it, with what it knew when it was killed.
+        """
+        self._log: list[bytes] = []
         self._process = subprocess.Popen(
-            [
-                CHROMIUM,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--no-first-run",
-                f"--user-data-dir={self._directory / 'profile'}",
-                f"--load-extension={extension}",
-                "--disable-features=DisableLoadExtensionCommandLineSwitch",
-                # Nothing is looked for anywhere else.
-                "--host-resolver-rules=MAP * 127.0.0.1",
-                f"--gcm-checkin-url={http}/checkin",
-                f"--gcm-registration-url={http}/c2dm/register3",
-                f"--gcm-mcs-endpoint=https://localhost:{port}",
-                "--ignore-certificate-errors",
-                "about:blank",
-            ],
+            self._command,
             env=os.environ | {"HOME": str(self._directory)},
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        case.addCleanup(self._kill)
+        self._reading = Thread(target=self._read, args=(self._process.stdout, self._log), daemon=True)
+        self._reading.start()
+
+    @staticmethod
+    def _read(output: Any, log: list[bytes]) -> None:
+        """
+        Read what it and all its children write, until the last of them is gone.
+        """
+        with output:
+            log.extend(output)
+
+    def kill(self) -> None:
+        """
+        End it and all its children at once, unless that is done.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._reading.join(PATIENCE)
+        self._case.assertFalse(self._reading.is_alive(), "some process of Chromium's lives on")
+        # Whoever still waits for an order of the dead is not to get one of the living.
+        waiting, self.orders = self.orders, Queue()
+        waiting.put({})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         """
         What the extension talks to.
         """
-        events, orders = self._events, self._orders
+        events, chromium = self._events, self
 
         class Handler(BaseHTTPRequestHandler):
             """
@@ -329,11 +379,13 @@ class Chromium:
                 Answer in JSON.
                 """
                 body = json.dumps(value).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                # It may have been killed.
+                with suppress(ConnectionError):
+                    self.send_response(200)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def do_POST(self) -> None:
                 """
@@ -348,7 +400,7 @@ class Chromium:
                 workers that wait for long.
                 """
                 try:
-                    self._answer(orders.get(timeout=5))
+                    self._answer(chromium.orders.get(timeout=5))
                 except Empty:
                     self._answer({})
 
@@ -363,7 +415,7 @@ class Chromium:
         """
         Have the extension do something.
         """
-        self._orders.put(order)
+        self.orders.put(order)
 
     def until(self, event: str) -> dict[str, Any]:
         """
@@ -376,8 +428,7 @@ class Chromium:
             try:
                 one = self._events.get(timeout=PATIENCE)
             except Empty:
-                self._log.flush()
-                log = (self._directory / "log").read_text(errors="replace")
+                log = b"".join(self._log).decode(errors="replace")
                 raise AssertionError(
                     f"no {event!r} came, but {self._kept}; Chromium says: {log[-3000:]}"
                 ) from None
@@ -385,10 +436,10 @@ class Chromium:
                 return one
             self._kept.append(one)
 
-    def _kill(self) -> None:
+    def unexpected(self) -> list[dict[str, Any]]:
         """
-        End it and all its children.
+        What has happened that nobody has waited for.
         """
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        while not self._events.empty():
+            self._kept.append(self._events.get())
+        return self._kept

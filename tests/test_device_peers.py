@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.mcs import wire
 from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame
+from fcmxmpp.registrations import APP_LIMIT
 from tests.checkout import CHECKOUT
 from tests.children import PATIENCE, Child
 from tests.devicepeers import CHROMIUM, PEERS, Chromium, Relay, Servers, skipUnless
@@ -121,6 +122,54 @@ class ChromiumTests(SynchronousTestCase):
             "stopped; upstream: ([0-9]+) from devices, 5 acknowledged, 1 expired;"
         )
         self.assertGreater(int(stopped[1]), 5)
+        self.assertEqual([], self.chromium.unexpected())
+
+    def test_away(self) -> None:
+        """
+        What comes while it does not run is there when it runs again, and
+        nothing comes twice: of messages that collapse the last, none that was
+        for at once; and in place of more than may be kept the news that they
+        were deleted.  What it has sent without a connection outlasts its own end,
+        too.
+        """
+        self.assertEqual(200, self.servers.send(to=self.token, message_id="d-0", data={"n": "0"})[0])
+        self.assertEqual("0", self.chromium.until("message")["message"]["data"]["n"])
+        self.chromium.kill()
+        for message_id, more in (
+            ("d-1", {"collapse_key": "c"}),
+            ("d-2", {"collapse_key": "c"}),
+            ("d-3", {"time_to_live": 0}),
+        ):
+            status, answer = self.servers.send(
+                to=self.token, message_id=message_id, data={"n": message_id}, **more
+            )
+            self.assertEqual((200, "ack"), (status, answer["ack"]["message_type"]))
+        self.chromium.start()
+        message = self.chromium.until("message")["message"]
+        self.assertEqual(("c", "d-2"), (message["collapseKey"], message["data"]["n"]))
+        # Its receipt says that it has acknowledged all before, too.
+        self.servers.send(to=self.token, message_id="d-4", data={"n": "4"}, delivery_receipt_requested=True)
+        self.assertEqual("4", self.chromium.until("message")["message"]["data"]["n"])
+        self.assertEqual({"receipt": "d-4", "device": self.token}, self.servers.received())
+
+        self.chromium.kill()
+        for number in range(APP_LIMIT + 1):
+            self.servers.send(to=self.token, message_id=f"e-{number}", data={"n": str(number)})
+        self.chromium.start()
+        self.chromium.until("messagesDeleted")
+        message = self.chromium.until("message")["message"]
+        self.assertEqual(str(APP_LIMIT), message["data"]["n"])
+
+        self.relay.shut()
+        self.send("u-1", 3600, op="later")
+        self.chromium.kill()
+        self.relay.open()
+        self.chromium.start()
+        self.assertReceived("u-1", 3600, op="later")
+        self.send("u-2", 3600, op="last")
+        self.assertReceived("u-2", 3600, op="last")
+        self.assertEqual([], self.chromium.unexpected())
+        self.servers.stop()
 
 
 class _Process:
