@@ -205,7 +205,8 @@ class FirebaseMessagingTests(SynchronousTestCase):
     def test_webPush(self) -> None:
         """
         It registers as a Web Push subscription, logs in, and can decrypt what
-        the app server sends to its token: data and a notification.
+        the app server sends to its token: data and a notification.  It
+        acknowledges each by its persistent id, which makes a receipt.
         """
         skipUnless(self, find_spec("firebase_messaging") is not None, "PyPI's firebase-messaging")
         servers = Servers(self)
@@ -226,12 +227,14 @@ class FirebaseMessagingTests(SynchronousTestCase):
                 message_id=f"d-{number}",
                 data={"n": str(number), "text": "\u4f60\u597d \U0001f680"},
                 notification={"title": "Hi", "body": "there"},
+                delivery_receipt_requested=True,
             )
             self.assertEqual((200, f"d-{number}"), (status, answer["ack"]["message_id"]))
             received = device.said()["received"]
             self.assertEqual({"n": str(number), "text": "\u4f60\u597d \U0001f680"}, received["data"])
             self.assertEqual({"title": "Hi", "body": "there"}, received["notification"])
             self.assertEqual(servers.senderID, received["from"])
+            self.assertEqual({"receipt": f"d-{number}", "device": token}, servers.received())
         servers.stop()
 
 
@@ -244,7 +247,9 @@ class EufyTests(SynchronousTestCase):
 
     def test_plainData(self) -> None:
         """
-        It logs in, and gets data, what waited for it included.
+        It logs in, and gets data, what waited for it included.  It never
+        acknowledges; when it connects again it names what it has, and only what
+        has come since is sent; when it has forgotten, it gets all again.
         """
         node = shutil.which("node")
         skipUnless(self, node is not None and NODE_MODULES.is_dir(), "Node.js with eufy-security-client")
@@ -252,10 +257,7 @@ class EufyTests(SynchronousTestCase):
         servers = Servers(self)
         identity = _checkIn(servers)
         token = _register(servers, identity, "org.example.app")
-        self.assertEqual(200, servers.send(to=token, message_id="d-1", data={"n": "1"})[0])
-        device = _Process(
-            self,
-            servers,
+        command = (
             node,
             str(PEERS / "eufy_device.js"),
             str(NODE_MODULES),
@@ -263,13 +265,41 @@ class EufyTests(SynchronousTestCase):
             str(identity.android_id),
             str(identity.security_token),
         )
-        said = [device.said() for _ in range(2)]
-        self.assertIn({"connected": True}, said)
-        (first,) = [each["received"] for each in said if "received" in each]
-        self.assertEqual("1", first["n"] if "n" in first else first["payload"]["n"], first)
-        self.assertEqual(200, servers.send(to=token, message_id="d-2", data={"n": "2"})[0])
-        second = device.said()["received"]
-        self.assertEqual("2", second["n"] if "n" in second else second["payload"]["n"], second)
+
+        def send(n: str) -> None:
+            """
+            Have the app server send a message.
+            """
+            self.assertEqual(200, servers.send(to=token, message_id=f"d-{n}", data={"n": n})[0])
+
+        def assertReceived(n: str) -> None:
+            """
+            Assert that the device gets this message next.
+            """
+            received = device.said()["received"]
+            self.assertEqual(
+                (servers.senderID, "org.example.app", {"n": n}),
+                (received["from"], received["category"], received["payload"]),
+            )
+
+        send("1")
+        device = _Process(self, servers, *command)
+        self.assertEqual({"connected": True}, device.said())
+        assertReceived("1")
+        send("2")
+        assertReceived("2")
+
+        self.assertEqual(0, servers.connectionServer.stop())
+        servers.startConnectionServer()
+        self.assertEqual({"connected": True}, device.said())
+        servers.appServer.until("(?s)is logged in\n.*is logged in\n")
+        send("3")
+        assertReceived("3")
+
+        device.child.stop(signal.SIGKILL)
+        device = _Process(self, servers, *command)
+        self.assertEqual({"connected": True}, device.said())
+        assertReceived("3")
         servers.stop()
 
 
@@ -311,7 +341,13 @@ def _register(servers: Servers, identity: Any, category: str) -> str:
 class _Scripted:
     """
     A device that does what it is told, over a real socket.
+
+    @ivar first: what the server wrote first, as one TLS record.
+    @ivar count: how many of its frames were looked at.
     """
+
+    first = b""
+    count = 0
 
     def __init__(self, case: SynchronousTestCase, servers: Servers, version: int) -> None:
         context = ssl.create_default_context(cafile=str(servers.directory / "trial" / "certs" / "ca.pem"))
@@ -328,30 +364,43 @@ class _Scripted:
         """
         self._socket.sendall(encodeFrame(tag, message.SerializeToString()))
 
+    def _read(self) -> bool:
+        """
+        Read what comes next.
+
+        @return: whether anything came, rather than the end.
+        """
+        data = self._socket.recv(65536)
+        self.first = self.first or data
+        self._frames += self._decoder.feed(data)
+        return bool(data)
+
     def next(self, tag: int, kind: Any) -> Any:
         """
         The next frame, which has to be of this kind.
         """
         while not self._frames:
-            data = self._socket.recv(65536)
-            assert data, "the server has closed the connection"
-            self._frames += self._decoder.feed(data)
+            assert self._read(), "the server has closed the connection"
         got, body = self._frames.pop(0)
         assert got == tag, f"a frame of tag {got} came instead of {tag}"
+        self.count += 1
         message = kind()
         message.ParseFromString(body)
         return message
 
-    @property
-    def version(self) -> int | None:
+    def rest(self) -> list[int]:
         """
-        What the server said first.
+        Wait for the server to end the connection.
+
+        @return: the tags of the frames before the end.
         """
-        return self._decoder.version
+        while self._read():
+            pass
+        return [tag for tag, _ in self._frames]
 
     def login(self, identity: Any, loginID: str) -> None:
         """
-        Log in, as iOS does.
+        Log in, as iOS does, and wait for the empty selective ack.
         """
         number = str(identity.android_id)
         self.send(
@@ -368,6 +417,10 @@ class _Scripted:
                 auth_service=2,
             ),
         )
+        response = self.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
+        assert response.error.code == 0, response
+        iq = self.next(Tag.IQ_STANZA, wire.IqStanza)
+        assert (iq.type, iq.extension.id, iq.extension.data) == (wire.IqStanza.SET, 12, b""), iq
 
     def upload(self, message_id: str, persistent_id: str, to: str) -> None:
         """
@@ -402,40 +455,60 @@ class ScriptedTests(SynchronousTestCase):
         """
         iOS speaks version 40 and takes no other; it sends what it has kept only
         after the empty selective ack behind the answer to its login; its
-        messages have no C{from}; and the server drops it without a word.
+        messages have no C{from}, and come again after a connection that ended
+        before they were acknowledged, which the handler does not see; it
+        acknowledges at once where it is told to; and the server drops it without
+        a word.
         """
         servers = Servers(self)
         identity = _checkIn(servers)
         token = _register(servers, identity, "org.example.ios")
+        to = f"{servers.senderID}@gcm.googleapis.com"
         device = _Scripted(self, servers, 40)
         device.login(identity, "ios-4.1.8")
-        response = device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
-        self.assertEqual((40, 0), (device.version, response.error.code))
-        iq = device.next(Tag.IQ_STANZA, wire.IqStanza)
-        self.assertEqual((12, b""), (iq.extension.id, iq.extension.data))
-        # At once, as it does.
-        device.send(Tag.HEARTBEAT_PING, wire.HeartbeatPing())
-        device.next(Tag.HEARTBEAT_ACK, wire.HeartbeatAck)
+        # Google's comes on its own, too.
+        self.assertEqual(bytes([40]), device.first)
         for number in range(3):
-            device.upload(f"u-{number}", str(number), f"{servers.senderID}@gcm.googleapis.com")
+            device.upload(f"u-{number}", str(number), to)
         for number in range(3):
             message = servers.received()
             self.assertEqual(
-                (f"u-{number}", token, "org.example.ios"),
-                (message["message_id"], message["from"], message["category"]),
+                (f"u-{number}", token, "org.example.ios", {"op": f"u-{number}"}, 3600),
+                tuple(message[name] for name in ("message_id", "from", "category", "data", "time_to_live")),
             )
+        device.close()
+
+        device = _Scripted(self, servers, 40)
+        device.login(identity, "ios-4.1.8")
+        # At once, as it does; acknowledges nothing but what came before.
+        device.send(Tag.HEARTBEAT_PING, wire.HeartbeatPing())
+        self.assertEqual(2, device.next(Tag.HEARTBEAT_ACK, wire.HeartbeatAck).last_stream_id_received)
+        for number in range(4):
+            device.upload(f"u-{number}", str(number), to)
+        self.assertEqual("u-3", servers.received()["message_id"])
         acknowledged = 0
-        while acknowledged < 5:
+        while acknowledged < 6:
             ack = device.next(Tag.IQ_STANZA, wire.IqStanza)
             self.assertEqual(13, ack.extension.id)
+            self.assertGreater(ack.last_stream_id_received, acknowledged)
             acknowledged = ack.last_stream_id_received
-        self.assertEqual(5, acknowledged)
+        self.assertEqual(6, acknowledged)
+
         servers.send(to=token, message_id="d-1", data={"a": "b"}, delivery_receipt_requested=True)
         stanza = device.next(Tag.DATA_MESSAGE_STANZA, wire.DataMessageStanza)
         self.assertTrue(stanza.immediate_ack)
-        self.assertEqual(["a"], [each.key for each in stanza.app_data])
-        servers.stop()
-        self.assertRaises(AssertionError, device.next, Tag.CLOSE, wire.Close)
+        self.assertEqual([("a", "b")], [(each.key, each.value) for each in stanza.app_data])
+        ack = wire.IqStanza(type=wire.IqStanza.SET, id="", last_stream_id_received=device.count)
+        ack.extension.id = 13
+        ack.extension.data = b""
+        device.send(Tag.IQ_STANZA, ack)
+        self.assertEqual({"receipt": "d-1", "device": token}, servers.received())
+
+        self.assertEqual(0, servers.appServer.stop(), servers.appServer.tail())
+        servers.connectionServer.process.send_signal(signal.SIGTERM)
+        self.assertEqual([], device.rest())
+        device.close()
+        self.assertEqual(0, servers.connectionServer.end(), servers.connectionServer.tail())
 
     def test_S14_killed(self) -> None:
         """
@@ -450,8 +523,6 @@ class ScriptedTests(SynchronousTestCase):
         for life in range(4):
             device = _Scripted(self, servers, 41)
             device.login(identity, "chrome-99")
-            device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
-            device.next(Tag.IQ_STANZA, wire.IqStanza)
             for number in range(50):
                 device.upload(f"u-{life}-{number}", f"{life}.{number}", servers.senderID)
             # Whatever is stored by the moment in which the news comes.
@@ -472,7 +543,5 @@ class ScriptedTests(SynchronousTestCase):
         servers.startConnectionServer()
         device = _Scripted(self, servers, 41)
         device.login(identity, "chrome-99")
-        device.next(Tag.LOGIN_RESPONSE, wire.LoginResponse)
-        device.next(Tag.IQ_STANZA, wire.IqStanza)
         stanza = device.next(Tag.DATA_MESSAGE_STANZA, wire.DataMessageStanza)
         self.assertEqual(["a"], [each.key for each in stanza.app_data])
