@@ -10,6 +10,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 # Twisted's names for links in our documentation, taken from the installed Twisted: no network needed.
 INVENTORY := build/inventory/objects.inv
+NODE_MODULES := build/peers/node_modules/.package-lock.json
 CORE := condition entries errors lanes loopback messages payload registrations retry session validation window
 
 comma := ,
@@ -42,9 +43,7 @@ package: $(DEV)
 	@.ci/package
 
 # Other people's clients, for tests/test_device_peers.py, which leaves out what is not there.
-peers:
-	@mkdir -p build/peers && cp tests/peers/package.json build/peers/
-	@cd build/peers && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
+peers: $(NODE_MODULES)
 
 # What devices speak, compiled; committed, so that nobody else needs a compiler.
 proto: $(DEV)
@@ -82,6 +81,12 @@ $(DEV): .venv/pyvenv.cfg setup.cfg pyproject.toml
 	@$(PIP) install -e '.[dev]'
 	@$(PLUGINS)
 	@touch $(RUNTIME) $@
+
+# No script of a package is run: they would download what the tests do not need.
+$(NODE_MODULES): tests/peers/package.json tests/peers/package-lock.json
+	@mkdir -p build/peers && cp $^ build/peers/
+	@cd build/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 # Run from build/ so that pydoctor does not take Twisted for us and read our setup.cfg.
 $(INVENTORY): $(DEV)

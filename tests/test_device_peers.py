@@ -252,7 +252,9 @@ class EufyTests(SynchronousTestCase):
         has come since is sent; when it has forgotten, it gets all again.
         """
         node = shutil.which("node")
-        skipUnless(self, node is not None and NODE_MODULES.is_dir(), "Node.js with eufy-security-client")
+        skipUnless(
+            self, node is not None and NODE_MODULES.is_dir(), "npm's eufy-security-client (make peers)"
+        )
         assert node is not None
         servers = Servers(self)
         identity = _checkIn(servers)
