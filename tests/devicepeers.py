@@ -348,6 +348,16 @@ class Chromium:
         with output:
             log.extend(output)
 
+    def quit(self) -> None:
+        """
+        Have it end in order: only then it is sure to know what it has told, and
+        was told, a moment ago.
+        """
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+        self.kill()
+
     def kill(self) -> None:
         """
         End it and all its children at once, unless that is done.
@@ -355,7 +365,8 @@ class Chromium:
         process, self._process = self._process, None
         if process is None:
             return
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._reading.join(PATIENCE)
         self._case.assertFalse(self._reading.is_alive(), "some process of Chromium's lives on")

@@ -134,7 +134,7 @@ class ChromiumTests(SynchronousTestCase):
         """
         self.assertEqual(200, self.servers.send(to=self.token, message_id="d-0", data={"n": "0"})[0])
         self.assertEqual("0", self.chromium.until("message")["message"]["data"]["n"])
-        self.chromium.kill()
+        self.chromium.quit()
         for message_id, more in (
             ("d-1", {"collapse_key": "c"}),
             ("d-2", {"collapse_key": "c"}),
@@ -162,7 +162,7 @@ class ChromiumTests(SynchronousTestCase):
 
         self.relay.shut()
         self.send("u-1", 3600, op="later")
-        self.chromium.kill()
+        self.chromium.quit()
         self.relay.open()
         self.chromium.start()
         self.assertReceived("u-1", 3600, op="later")
