@@ -89,15 +89,24 @@ class ProcessStore(SQLiteStore):
     """
 
     def __init__(
-        self, path: str, reactor: Any, keep: float, program: str, alsoPrint: bool, daemon: bool
+        self,
+        path: str,
+        reactor: Any,
+        keep: float,
+        program: str,
+        alsoPrint: bool,
+        daemon: bool,
+        look: str | None = None,
     ) -> None:
         """
         @param program: whose store it is.
         @param alsoPrint: whether to print what is wrong, because the log goes
             elsewhere.
         @param daemon: whether twistd puts the process into the background.
+        @param look: the command that looks into it, if there is one.
         """
         self._description = f"sqlite:{path}"
+        self._look = look
         self._program = program
         self._alsoPrint = alsoPrint
         self._daemon = daemon
@@ -120,11 +129,16 @@ class ProcessStore(SQLiteStore):
                 raise
             raise SystemExit(1) from None
         super().startService()
-        _log.info(
-            "the store is {path}; to look into it: fcmxmpp inbox list --store {description}",
-            path=self._description.removeprefix("sqlite:"),
-            description=shlex.quote(self._description),
-        )
+        path = self._description.removeprefix("sqlite:")
+        if self._look is None:
+            _log.info("the store is {path}", path=path)
+        else:
+            _log.info(
+                "the store is {path}; to look into it: {look} --store {description}",
+                path=path,
+                look=self._look,
+                description=shlex.quote(self._description),
+            )
 
 
 class Listener(Service):

@@ -92,14 +92,19 @@ class Registry:
             a stream has logged in with is not kept, so that all streams of
             these are to be closed: whose key is still good logs in again.
         """
-        before, self._keys = self._keys, {
-            senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
-            for senderID, keys in senders.items()
-        }
+        before, self._keys = (
+            self._keys,
+            {
+                senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
+                for senderID, keys in senders.items()
+            },
+        )
         # Every login looks at as many keys as any sender has.
         self._most = max(map(len, self._keys.values()), default=1)
         return sorted(
-            senderID for senderID, keys in before.items() if not set(keys) <= set(self._keys.get(senderID, ()))
+            senderID
+            for senderID, keys in before.items()
+            if not set(keys).issubset(self._keys.get(senderID, ()))
         )
 
     def mayLogIn(self, senderID: str, key: str) -> bool:
