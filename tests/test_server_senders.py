@@ -149,6 +149,14 @@ class RegistryTests(SynchronousTestCase):
         for senderID, key in (("222", KEY), ("111", KEY + "x"), ("111", ""), ("333", KEY), ("333", "")):
             self.assertFalse(registry.mayLogIn(senderID, key), (senderID, key))
 
+    def test_noKey(self) -> None:
+        """
+        What stands in for a key that is not there lets nobody in.
+        """
+        for registry in (Registry({}), Registry({"111": []})):
+            for key in ("", "\0" * 32):
+                self.assertFalse(registry.mayLogIn("111", key))
+
     def test_digestIsNoKey(self) -> None:
         """
         Who has read the file cannot log in with what is in it.

@@ -23,7 +23,12 @@ from tests.certificates import expectDeprecated
 
 XMPP = "ssl:5235:privateKey=key.pem:certKey=cert.pem"
 PLAIN = ("tcp:5235", "tcp:5235:interface=192.0.2.1", "tcp:5235:192.0.2.1", "haproxy:tcp:5235")
-LOCAL = ("tcp:5235:interface=127.0.0.1", "tcp:5235:127.0.0.1", r"tcp:5235:interface=\:\:1", "unix:/run/socket")
+LOCAL = (
+    "tcp:5235:interface=127.0.0.1",
+    "tcp:5235:127.0.0.1",
+    r"tcp:5235:interface=\:\:1",
+    "unix:/run/socket",
+)
 
 
 class ServerOptionsCase(SynchronousTestCase):

@@ -1,11 +1,10 @@
 """
-Tests for L{fcmxmpp.server.senders} and the command C{fcmxmpp senders}.
+Tests for the command C{fcmxmpp senders}.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from shutil import rmtree
@@ -16,74 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.senderscommand import senders
 from fcmxmpp.server.registry import Registry
-from fcmxmpp.server.senders import MIN_KEY, HashedKey, hashKey, readSenders
+from fcmxmpp.server.senders import readSenders
 
 
 KEY = "a-key-that-nobody-guesses"
-
-
-class ReadTests(SynchronousTestCase):
-    """
-    L{readSenders} and L{hashKey}.
-    """
-
-    def test_roundTrip(self) -> None:
-        """
-        What is written is read, and lets in who has the key.
-        """
-        hashed = [hashKey(KEY, os.urandom) for _ in range(2)]
-        text = f'[senders.1]\nname = "x"\nkeys = ["{hashed[0]}", "{hashed[1]}"]\n'
-        text += f'[senders.2]\nkeys = ["{hashed[0]}"]\n'
-        read = readSenders(text)
-        self.assertEqual({"1": tuple(hashed), "2": (hashed[0],)}, read)
-        self.assertNotIn(KEY, text)
-        registry = Registry(read)
-        self.assertEqual(
-            [True, True, False, False],
-            [registry.mayLogIn(*each) for each in (("1", KEY), ("2", KEY), ("2", "x"), ("3", KEY))],
-        )
-        self.assertEqual((True, False), (registry.knows("1"), registry.knows("3")))
-        self.assertEqual(["1"], registry.replace({"2": read["2"]}))
-        self.assertFalse(registry.mayLogIn("1", KEY))
-
-    def test_noKey(self) -> None:
-        """
-        What stands in for a key that is not there lets nobody in.
-        """
-        registry = Registry({})
-        for key in ("", "\0" * 32):
-            self.assertFalse(registry.mayLogIn("1", key))
-        self.assertFalse(Registry({"1": []}).mayLogIn("1", ""))
-
-    def test_short(self) -> None:
-        """
-        A key that could be guessed is refused.
-        """
-        self.assertRaises(ValueError, hashKey, "x" * (MIN_KEY - 1), os.urandom)
-        self.assertIsInstance(hashKey("x" * MIN_KEY, os.urandom), HashedKey)
-
-    def test_wrong(self) -> None:
-        """
-        What is wrong is said in one line, which names the sender and no key.
-        """
-        good = str(hashKey(KEY, os.urandom))
-        for text, expected in (
-            ("x", "it is not TOML"),
-            ("x = 1", "unknown setting 'x'"),
-            ("senders = 1", "senders has to be a table"),
-            ("[senders.abc]\nkeys = []", "decimal digits"),
-            ("[senders]\n1 = 2", r"[senders.1] has to be a table"),
-            (f'[senders.1]\nkeys = ["{good}"]\nkye = 1', "[senders.1] has an unknown setting 'kye'"),
-            ("[senders.1]", "fcmxmpp senders add 1"),
-            ("[senders.1]\nkeys = []", "fcmxmpp senders add 1"),
-            (f'[senders.1]\nkeys = ["{good}", "{KEY}"]', "[senders.1]: key 2 is none"),
-            ("[senders.1]\nkeys = [5]", "[senders.1]: key 1 is none"),
-        ):
-            said = str(self.assertRaises(ValueError, readSenders, text))
-            self.assertIn(expected, said)
-            self.assertNotIn(KEY, said)
-            self.assertNotIn("\n", said)
-        self.assertEqual({}, readSenders(""))
 
 
 class CommandTests(SynchronousTestCase):
