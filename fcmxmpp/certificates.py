@@ -6,9 +6,7 @@ certificate by it.
 from __future__ import annotations
 
 import datetime
-import os
 import socket
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
@@ -27,8 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from twisted.internet.ssl import PrivateCertificate
 
+from fcmxmpp.files import replaceFile
 
-__all__ = ["LocalCertificates", "replaceFile", "selfSigned"]
+
+__all__ = ["LocalCertificates", "selfSigned"]
 
 #: The names by which devices look for Google's servers: who sends these to this
 #: machine needs a certificate for them.
@@ -266,21 +266,3 @@ def _signsOnly() -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def replaceFile(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """
-    Write a file in the place of another, at once or not at all, and so that
-    nobody can read it who may not.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

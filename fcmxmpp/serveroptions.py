@@ -12,10 +12,11 @@ from msgspec import Struct
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.python import usage
 
-from fcmxmpp.certificates import LocalCertificates, replaceFile
+from fcmxmpp.certificates import LocalCertificates
+from fcmxmpp.files import replaceFile, why
 from fcmxmpp.sendapi import isLocal
 from fcmxmpp.server.senders import hashKey
-from fcmxmpp.settings import SettingsOptions, why
+from fcmxmpp.settings import SettingsOptions
 
 
 __all__ = ["ServerOptions", "ServerSettings", "Trial"]

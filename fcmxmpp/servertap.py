@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from fcmxmpp import __version__
+from fcmxmpp.files import why
 from fcmxmpp.running import ExitStatus, Interpreter, Listener, ProcessStore, printError
 from fcmxmpp.server.devices import DeviceFactory
 from fcmxmpp.server.postoffice import PostOffice
@@ -29,7 +30,7 @@ from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.server.site import site
 from fcmxmpp.serveroptions import ServerOptions, ServerSettings, Trial
 from fcmxmpp.services import InOrder
-from fcmxmpp.settings import die, why
+from fcmxmpp.settings import die
 from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.store.sqlite import KEEP
 

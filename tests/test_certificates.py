@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from twisted.trial.unittest import SynchronousTestCase
 
-from fcmxmpp.certificates import GOOGLES, LocalCertificates, replaceFile, selfSigned
+from fcmxmpp.certificates import GOOGLES, LocalCertificates, selfSigned
 
 
 NOW = datetime.datetime(2031, 5, 6, tzinfo=datetime.timezone.utc)
@@ -249,32 +249,6 @@ class NextStartTests(CertificatesCase):
             self.assertIn(f"{path} is no {what}", str(error))
             self.assertEqual(b"not what it is called\n", path.read_bytes())
             path.unlink()
-
-
-class ReplaceFileTests(CertificatesCase):
-    """
-    L{replaceFile} writes a file at once, or not at all.
-    """
-
-    def test_mode(self) -> None:
-        """
-        The permissions are those that were asked for, whatever was there
-        before.
-        """
-        path = self.parent / "file"
-        path.write_bytes(b"before")
-        path.chmod(0o666)
-        replaceFile(path, b"after")
-        self.assertEqual((b"after", 0o600), (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)))
-
-    def test_failure(self) -> None:
-        """
-        What cannot be written leaves all as it was.
-        """
-        path = self.parent / "directory"
-        path.mkdir()
-        self.assertRaises(OSError, replaceFile, path, b"after")
-        self.assertEqual([path], list(self.parent.iterdir()))
 
 
 class SelfSignedTests(SynchronousTestCase):

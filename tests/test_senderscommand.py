@@ -4,7 +4,12 @@ Tests for the command C{fcmxmpp senders}.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from shutil import rmtree
@@ -15,7 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.senderscommand import senders
 from fcmxmpp.server.registry import Registry
-from fcmxmpp.server.senders import readSenders
+from fcmxmpp.server.senders import hashKey, readSenders
+from tests.checkout import childEnvironment, script
+from tests.children import PATIENCE
 
 
 KEY = "a-key-that-nobody-guesses"
@@ -128,3 +135,77 @@ class CommandTests(SynchronousTestCase):
         self.run_("add", "abc", status=2)
         self.path = self.directory / "none" / "senders.toml"
         self.assertIn("No such file", self.run_("add", "1", status=1).stderr)
+
+    def test_written(self) -> None:
+        """
+        However the file is written, what was in it stays, and what was added is
+        read; or nothing is changed.
+        """
+        kept = hashKey(KEY, os.urandom)
+        for text, isChanged in (
+            (f'senders.1.keys = ["{kept}"]\n', True),
+            (f'[senders."1"]\nkeys = [\n  "{kept}",  # since May\n]\n# end\n', True),
+            (f'[senders]\n1 = {{ keys = ["{kept}"] }}\n', True),
+            (f'# ours\r\n[senders.1]\r\nkeys = ["{kept}"]\r\n', True),
+            (f'senders = {{ 1 = {{ keys = ["{kept}"] }} }}\n', False),
+        ):
+            self.path.write_bytes(text.encode())
+            result = CliRunner().invoke(senders, ["add", "2", "--senders", str(self.path)])
+            self.assertEqual(0 if isChanged else 1, result.exit_code, text)
+            read = self.read()
+            self.assertEqual((kept,), read.pop("1"))
+            self.assertEqual(["2"] if isChanged else [], list(read))
+            if not isChanged:
+                self.assertEqual(text.encode(), self.path.read_bytes())
+                continue
+            for comment in re.findall("#.*", text):
+                self.assertIn(comment.rstrip("\r"), self.path.read_text())
+            self.run_("remove", "2")
+            self.run_("add", "1")
+            self.assertEqual(kept, self.read()["1"][0])
+            self.assertEqual(2, len(self.read()["1"]))
+
+    def test_link(self) -> None:
+        """
+        A link to the file stays one.
+        """
+        real = self.directory / "real.toml"
+        self.path.symlink_to(real)
+        self.run_("add", "1")
+        self.assertTrue(self.path.is_symlink())
+        self.assertEqual(["1"], list(readSenders(real.read_text())))
+
+    def test_atOnce(self) -> None:
+        """
+        Of several that change the file at once, no change is lost.
+        """
+        environment = childEnvironment(FCM_SENDERS=str(self.path))
+        command = [sys.executable, script("fcmxmpp"), "senders", "add"]
+        children = [
+            subprocess.Popen(
+                [*command, str(number)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for number in range(6)
+        ]
+        self.assertEqual([0] * 6, [child.wait(PATIENCE) for child in children])
+        self.assertEqual(set("012345"), set(self.read()))
+
+    def test_fullDisk(self) -> None:
+        """
+        A file that cannot be written is told in one line, and stays.
+        """
+        self.run_("add", "1")
+        before = self.path.read_text()
+
+        def fsync(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.patch(os, "fsync", fsync)
+        result = self.run_("add", "2", status=1)
+        self.assertEqual(f"Error: {self.path}: No space left on device\n", result.stderr)
+        self.assertEqual("", result.stdout)
+        self.assertEqual(before, self.path.read_text())
+        self.assertEqual({"senders.toml", "senders.toml.lock"}, set(os.listdir(self.directory)))
