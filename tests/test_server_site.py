@@ -310,7 +310,8 @@ class RegisterTests(SiteCase):
         self.assertEqual(f"token={token}", self.server.register3(identity, **topic))
         topics = self.server.store.registrations.topicsOf(token)
         self.assertEqual({"News": 1_700_000_000.0}, fired(topics))
-        self.assertEqual(f"deleted={APP}", self.server.register3(identity, **topic, delete="1"))
+        # iOS takes everything but "token=" for a failure.
+        self.assertEqual(f"token={APP}", self.server.register3(identity, **topic, delete="1"))
         self.assertEqual({}, fired(self.server.store.registrations.topicsOf(token)))
         stranger = self.server.checkIn()
         for who, changed in (
@@ -322,6 +323,41 @@ class RegisterTests(SiteCase):
             self.assertEqual("Error=INVALID_PARAMETERS", answer)
         answer = self.server.register3(identity._replace(security_token=1), **topic)
         self.assertEqual("Error=AUTHENTICATION_FAILED", answer)
+
+    def test_chromeDeletes(self) -> None:
+        """
+        Chrome unregisters an extension without saying with which sender, and
+        wants C{deleted=}; of an instance it says that, and wants C{token=}.
+        """
+        identity = self.server.checkIn()
+        for sender in ("111", "222"):
+            self.server.token(identity, sender=sender)
+        subtype = self.server.token(identity, X_subtype="wp:x", sender=VAPID)
+        form = {"app": APP, "device": str(identity.android_id), "delete": "true"}
+        self.assertEqual(f"deleted={APP}", self.server.register3(identity, **form, gcm_unreg_caller="false"))
+        registrations = self.server.store.registrations
+        for sender in ("111", "222"):
+            self.assertIsNone(fired(registrations.tokenOf(identity.android_id, APP, sender)))
+        self.assertIsNotNone(fired(registrations.lookUp(subtype)))
+        instance = {"X_subtype": "wp:x", "appid": "x", "sender": VAPID, "scope": "GCM", "X_scope": "GCM"}
+        self.assertEqual(f"token={APP}", self.server.register3(identity, **form, **instance))
+        self.assertIsNone(fired(registrations.lookUp(subtype)))
+
+    def test_iOS(self) -> None:
+        """
+        iOS asks for tokens and topics at paths of its own.
+        """
+        identity = self.server.checkIn()
+        head = {"Authorization": f"AidLogin {identity.android_id}:{identity.security_token}"}
+        form = f"X-osv=13.3&device={identity.android_id}&X-scope=*&plat=2&app={APP}&sender=111&X-subtype=111"
+        _, body, _ = self.server.ask("POST", "/register", form.encode(), **head)
+        token = body.decode().removeprefix("token=")
+        self.assertTrue(looksLikeToken(token))
+        form = f"sender={token}&app={APP}&device={identity.android_id}&app_ver=1&X-gcm.topic=/topics/a"
+        for action, topics in (("", {"a"}), ("&delete=true", set())):
+            _, body, _ = self.server.ask("POST", "/iid/register", (form + action).encode(), **head)
+            self.assertTrue(body.startswith(b"token="), body)
+            self.assertEqual(topics, set(fired(self.server.store.registrations.topicsOf(token))))
 
     def test_storeUnavailable(self) -> None:
         """
