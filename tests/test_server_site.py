@@ -508,6 +508,28 @@ class InstallationTests(SiteCase):
         _, answer = self.server.json("POST", "/v1/projects/p/installations", unknown)
         self.assertEqual(403, self.register(answer["authToken"]["token"])[0])
 
+    def test_notTheirs(self) -> None:
+        """
+        What C{register3} has registered is not to be removed here.
+        """
+        auth = self.install()["authToken"]["token"]
+        token = self.server.token(self.identity)
+        status, _ = self.server.json(
+            "DELETE", f"/v1/projects/p/registrations/{token}", X_Goog_Firebase_Installations_Auth=auth
+        )
+        self.assertEqual(404, status)
+        self.assertIsNotNone(fired(self.server.store.registrations.lookUp(token)))
+
+    def test_tooMany(self) -> None:
+        """
+        A device has not more subscriptions than it may.
+        """
+        for number in range(999):
+            application = Application(category=f"app-{number}", senderID="111")
+            fired(self.server.store.registrations.register(self.identity, application))
+        status, answer = self.register(self.install()["authToken"]["token"])
+        self.assertEqual((429, "RESOURCE_EXHAUSTED"), (status, answer["error"]["status"]))
+
     def test_legacy(self) -> None:
         """
         The older way to register a subscription.
