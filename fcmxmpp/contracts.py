@@ -34,7 +34,7 @@ from fcmxmpp.messages import (
 from fcmxmpp.payload import encode
 
 
-__all__ = ["EntrustedContract", "InboxContract", "OutboxContract"]
+__all__ = ["EntrustedContract", "InboxContract", "OutboxContract", "StoreContract"]
 
 #: Text of all sorts: other scripts, beyond the BMP, composed of several code
 #: points, with a meaning in SQL, JSON or XML, and control characters.
@@ -158,7 +158,7 @@ def _facts(outcome: Outcome) -> tuple[object, ...]:
     return (outcome.message, outcome.ack, error, outcome.tries, outcome.at)
 
 
-class _Contract:
+class StoreContract:
     """
     What the contracts have in common.
     """
@@ -249,7 +249,7 @@ class _Contract:
         )
 
 
-class InboxContract(_Contract):
+class InboxContract(StoreContract):
     """
     What an L{IInbox} has to do.
     """
@@ -553,7 +553,7 @@ class InboxContract(_Contract):
         self.assertEqual([letter, other], await self._letters(store))
 
 
-class OutboxContract(_Contract):
+class OutboxContract(StoreContract):
     """
     What an L{IOutbox} has to do.
     """
@@ -883,7 +883,7 @@ class OutboxContract(_Contract):
             store = await self._reopened()
 
 
-class EntrustedContract(_Contract):
+class EntrustedContract(StoreContract):
     """
     What an L{IEntrusted} has to do.
     """
@@ -913,6 +913,23 @@ class EntrustedContract(_Contract):
         self.assertEqual(entries, await self._all(store.entrusted.load))
         store = await self._reopened()
         self.assertEqual(entries, await self._all(store.entrusted.load))
+
+    async def test_uploads(self) -> None:
+        """
+        What a device sends again is known, also when it is gone, and when both
+        come at once.
+        """
+        store = await self._open()
+        upload = bytes(range(16))
+        entry, again = await gatherResults(
+            [store.entrusted.add("1", _upstream("m-1"), 9.0, upload) for _ in range(2)]
+        )
+        self.assertIsNone(again)
+        self.assertIsNotNone(await store.entrusted.add("1", _upstream("m-1"), 9.0, bytes(16)))
+        await store.entrusted.remove(entry.number)
+        store = await self._reopened()
+        self.assertIsNone(await store.entrusted.add("1", _upstream("m-1"), 9.0, upload))
+        self.assertEqual(1, len(await store.entrusted.load(0, 10)))
 
     async def test_senders(self) -> None:
         """

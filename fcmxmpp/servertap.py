@@ -77,9 +77,10 @@ def makeService(options: ServerOptions, reactor: Any = None) -> IService:
         for name, (description, factory) in factories.items()
         if description is not None
     }
+    # First, so that no signal is too early.
+    _Reload(settings.senders, registry, server, reactor).setServiceParent(services)
     running = _Running(server, office, devices, listeners, settings, reactor)
     running.setServiceParent(services)
-    _Reload(settings.senders, registry, server, reactor).setServiceParent(services)
     service: IService = services
     return service
 
@@ -252,19 +253,15 @@ class _Reload(Service):
 
     def startService(self) -> None:
         """
-        Take over the signal, as soon as Twisted has set its own handlers.
+        Read the file at SIGHUP, which Twisted leaves alone.
         """
         super().startService()
-        self._reactor.callWhenRunning(self._takeSignal)
-
-    def _takeSignal(self) -> None:
-        """
-        Read the file at SIGHUP.
-        """
-        if hasattr(signal, "SIGHUP"):
+        try:
             self._before = signal.signal(
                 signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self.reload)
             )
+        except (AttributeError, ValueError):
+            _log.warn("the senders file is not read again: there is no SIGHUP here, or not in this thread")
 
     def reload(self) -> None:
         """

@@ -32,6 +32,7 @@ from fcmxmpp.appserver import AppServer
 from fcmxmpp.connection import Credentials
 from fcmxmpp.contracts import EntrustedContract, InboxContract, OutboxContract
 from fcmxmpp.delivery import Policy
+from fcmxmpp.devicecontracts import MailboxesContract, RegistrationsContract
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.interfaces import AppServerEvent, IReceiptHandler, ISessionObserver, IStore, IUpstreamHandler
 from fcmxmpp.messages import (
@@ -55,10 +56,12 @@ __all__ = [
     "ConnectedPair",
     "EntrustedContract",
     "InboxContract",
+    "MailboxesContract",
     "MemoryNetwork",
     "OutboxContract",
     "RecordingHandler",
     "RecordingObserver",
+    "RegistrationsContract",
     "ScriptedConnectionServer",
     "connectedPair",
 ]

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from fcmxmpp.contracts import EntrustedContract, InboxContract, OutboxContract
+from fcmxmpp.devicecontracts import MailboxesContract, RegistrationsContract
 from fcmxmpp.entries import DeadLetter, Outcome, decodeOutcome
 from fcmxmpp.interfaces import IStore
 from fcmxmpp.payload import decodeDownstream
@@ -166,3 +167,27 @@ class UnfinishedTests(SynchronousTestCase):
 
         result: Deferred[None] = Deferred.fromCoroutine(Forgetful("test_addLasts").test_addLasts())
         self.failureResultOf(result, AssertionError)
+
+
+class MemoryRegistrationsTests(InMemory, RegistrationsContract, TestCase):
+    """
+    Registrations in memory.
+    """
+
+
+class MemoryMailboxesTests(InMemory, MailboxesContract, TestCase):
+    """
+    Mailboxes in memory.
+    """
+
+
+class SQLiteRegistrationsTests(InFile, RegistrationsContract, TestCase):
+    """
+    Registrations in a file.
+    """
+
+
+class SQLiteMailboxesTests(InFile, MailboxesContract, TestCase):
+    """
+    Mailboxes in a file.
+    """
