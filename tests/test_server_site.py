@@ -28,7 +28,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from fcmxmpp.errors import StoreUnavailable
 from fcmxmpp.mcs import wire
 from fcmxmpp.messages import DownstreamMessage
-from fcmxmpp.registrations import Application, Identity, looksLikeToken
+from fcmxmpp.registrations import TOPIC_LIMIT, Application, Identity, looksLikeToken
 from fcmxmpp.server.http import MAX_BATCH, MAX_BODY
 from fcmxmpp.server.ratelimit import RateLimit, networkOf
 from fcmxmpp.server.registry import LoginGuard, Registry
@@ -639,6 +639,22 @@ class TopicTests(SiteCase):
                 "POST", "/iid/v1:batchAdd", request | changed, Authorization=self.KEY
             )
             self.assertEqual(expected, status)
+
+    def test_tooManyTopics(self) -> None:
+        """
+        A registration is not subscribed to more topics than it may be, whoever
+        asks for it.
+        """
+        identity = self.server.checkIn()
+        token = self.server.token(identity)
+        for number in range(TOPIC_LIMIT):
+            fired(self.server.store.registrations.subscribe([token], f"/topics/{number}"))
+        path = f"/iid/v1/{quote(token)}/rel/topics/more"
+        status, answer = self.server.json("POST", path, Authorization=self.KEY)
+        self.assertEqual((400, "TOO_MANY_TOPICS"), (status, answer["error"]["message"]))
+        answer = self.server.register3(identity, app=APP, sender=token, X_gcm__topic="/topics/more")
+        self.assertEqual("Error=TOO_MANY_SUBSCRIBERS", answer)
+        self.assertNotIn("more", self.topics(token))
 
     def test_oneKey(self) -> None:
         """
