@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | package | proto | bench | clean
+# make demo | test | lint | docs | package | peers | proto | bench | clean
 # Each prepares .venv by itself; PYTHON picks the interpreter it is made with.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ empty :=
 space := $(empty) $(empty)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint docs package proto bench clean
+.PHONY: demo test lint docs package peers proto bench clean
 
 demo: $(RUNTIME)
 	@$(BIN)/twistd -n --pidfile= --logfile=demo.log fcm-xmpp --embedded --demo
@@ -40,6 +40,11 @@ docs: $(DEV) $(INVENTORY)
 
 package: $(DEV)
 	@.ci/package
+
+# Other people's clients, for tests/test_device_peers.py, which leaves out what is not there.
+peers:
+	@mkdir -p build/peers && cp tests/peers/package.json build/peers/
+	@cd build/peers && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
 
 # What devices speak, compiled; committed, so that nobody else needs a compiler.
 proto: $(DEV)

@@ -84,7 +84,8 @@ def makeService(options: ServerOptions, reactor: Any = None) -> IService:
         for name, (description, factory) in factories.items()
         if description is not None
     }
-    # Before what it may interrupt: it is stopped once that has stopped.
+    # Before the others, so that no signal is too early, and none too late: it would
+    # end the process while that drains.
     _Reload(settings.senders, registry, server, reactor).setServiceParent(services)
     _Running(server, office, devices, listeners, settings, reactor).setServiceParent(services)
     service: IService = services
@@ -327,14 +328,12 @@ class _Reload(Service):
         Take over the signal, which would end the process.
         """
         super().startService()
-        if not hasattr(signal, "SIGHUP"):
-            return
         try:
             self._before = signal.signal(
                 signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload)
             )
-        except ValueError:
-            _log.warn("this is not the main thread: the senders file is not read again at SIGHUP")
+        except (AttributeError, ValueError):
+            _log.warn("the senders file is not read again: there is no SIGHUP here, or not in this thread")
 
     def _reload(self) -> None:
         """

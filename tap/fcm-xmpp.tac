@@ -75,7 +75,7 @@ if "FCM_ENDPOINT" in os.environ:
 else:
     server = "the embedded server"
     # What its device has sent is in the same store, until it is acknowledged.
-    endpoint = EmbeddedConnectionServer(reactor, "123456789", store and store.entrusted)
+    endpoint = EmbeddedConnectionServer(reactor, "123456789", store)
     endpoint.setServiceParent(services)
     DeviceThatTalks(endpoint, reactor, lambda: str(uuid4())).setServiceParent(services)
     credentials = endpoint.credentials

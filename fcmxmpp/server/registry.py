@@ -12,6 +12,7 @@ from hashlib import sha256
 from zope.interface import Interface
 
 from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.ratelimit import networkOf
 from fcmxmpp.server.senders import HashedKey
 
 
@@ -121,6 +122,12 @@ class Registry:
             matches |= hmac.compare_digest(kept.digest, kept.digestOf(encoded)) and kept is not _NO_KEY
         return matches
 
+    def sendersWith(self, key: str) -> list[str]:
+        """
+        Whose key this is: one sender's, unless several have the same.
+        """
+        return [senderID for senderID in self._keys if self.mayLogIn(senderID, key)]
+
     def knows(self, senderID: str) -> bool:
         """
         Whether there is such a sender.
@@ -202,7 +209,7 @@ class LoginGuard:
         next is not to be looked at, be its key right or wrong: otherwise tries
         made side by side would be as good as tries without a delay.
         """
-        refusals = self._refusals.get(address)
+        refusals = self._refusals.get(networkOf(address))
         return refusals is not None and sum(due > now for due in refusals.due) >= self.PENDING
 
     def refuse(self, address: str, now: float) -> float:
@@ -211,6 +218,8 @@ class LoginGuard:
 
         @return: how many seconds to wait before saying so.
         """
+        # Who has one IPv6 address has very many.
+        address = networkOf(address)
         refusals = self._refusals.pop(address, None)
         if refusals is None or now - refusals.last > self.FORGIVEN:
             refusals = _Refusals(self.PENDING)
