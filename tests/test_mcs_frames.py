@@ -4,6 +4,8 @@ Tests for L{fcmxmpp.mcs.frames} and L{fcmxmpp.mcs.wire}.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +38,9 @@ class WireTests(SynchronousTestCase):
         from grpc_tools import protoc
 
         source = CHECKOUT / "fcmxmpp" / "mcs"
-        result = Path(self.mktemp())
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        result = Path(directory, "wire.binpb")
         command = ["protoc", f"-I{source}", f"--descriptor_set_out={result}", str(source / "wire.proto")]
         self.assertEqual(0, protoc.main(command))
         expected = descriptor_pb2.FileDescriptorSet.FromString(result.read_bytes())
