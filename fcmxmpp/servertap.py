@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from fcmxmpp import __version__
 from fcmxmpp.files import why
-from fcmxmpp.running import ExitStatus, Interpreter, Listener, ProcessStore, printError
+from fcmxmpp.running import ExitStatus, Interpreter, Listener, OpenFiles, ProcessStore, printError
 from fcmxmpp.server.devices import DeviceFactory
 from fcmxmpp.server.postoffice import PostOffice
 from fcmxmpp.server.registry import Registry
@@ -62,6 +62,7 @@ def makeService(options: ServerOptions, reactor: Any = None) -> IService:
         store = ProcessStore(settings.store, reactor, KEEP, _PROGRAM, settings.announce, settings.daemon)
     store.setServiceParent(services)
     Interpreter().setServiceParent(services)
+    OpenFiles().setServiceParent(services)
     try:
         senders = _readSenders(settings.senders)
     except ValueError as error:
