@@ -6,6 +6,7 @@ process.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Mapping
@@ -123,9 +124,34 @@ def _listener(
             f"({type(error).__name__}: {error})",
             _PROGRAM,
         )
+    _checkChain(name, description)
     # Without the files, of which --self-signed has added some.
     shown = description.partition(":privateKey=")[0]
     return Listener(endpoint, factory, f"--{name} {shown}", _PROGRAM, settings.announce, settings.daemon)
+
+
+def _checkChain(name: str, description: str) -> None:
+    """
+    See to it that clients are sent all of a chain of certificates: Twisted takes
+    the first one of a file, and many a client does not look for the others.
+    """
+    if not description.startswith("ssl:") or "extraCertChain=" in description:
+        return
+    files = {
+        which: re.sub(r"\\(.)", r"\1", path)
+        for which, path in re.findall(r":(certKey|privateKey)=((?:\\.|[^:\\])*)", description)
+    }
+    path = files.get("certKey") or files.get("privateKey")
+    if path is None:
+        return
+    with open(path, "rb") as file:
+        count = file.read().count(b"-----BEGIN CERTIFICATE-----")
+    if count > 1:
+        die(
+            f"--{name}: {path} has {count} certificates, and clients would be sent the first alone: put the "
+            "others into a file, and say :extraCertChain=FILE",
+            _PROGRAM,
+        )
 
 
 class _Running(Service):

@@ -22,12 +22,14 @@ from shutil import rmtree
 from typing import Any
 
 from twisted.application.service import IServiceMaker
+from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 
+from fcmxmpp.certificates import LocalCertificates
 from fcmxmpp.server.senders import HashedKey
 from fcmxmpp.server.service import ConnectionServer
 from fcmxmpp.server.simulated import SimulatedDevice
@@ -289,6 +291,31 @@ class ServiceTests(ServiceCase):
             error = self.assertRaises(SystemExit, self.service, "--xmpp", description)
             self.assertRegex(str(error.code), f"^twistd fcm-connection-server: {expected}")
             self.assertEqual(1, len(str(error.code).splitlines()))
+
+    def test_chain(self) -> None:
+        """
+        Where a file has the authorities' certificates behind the server's,
+        Twisted would send that alone: it is told how to have all sent.
+        """
+        expectDeprecated(self)
+        certificates = LocalCertificates(str(self.directory / "a:b"))
+        certificates.prepare()
+        chain = self.directory / "a:b" / "chain.pem"
+        one, other = certificates.certificate.read_bytes(), certificates.authority.read_bytes()
+        key = f"ssl:0:privateKey={quoteStringArgument(str(certificates.key))}"
+        certKey = f"certKey={quoteStringArgument(str(chain))}"
+        authority = quoteStringArgument(str(certificates.authority))
+        chain.write_bytes(one)
+        self.service("--xmpp", f"{key}:{certKey}")
+        self.service("--xmpp", f"ssl:0:{key.partition('=')[2]}:{certKey.partition('=')[2]}")
+        chain.write_bytes(one + other)
+        error = self.assertRaises(SystemExit, self.service, "--xmpp", f"{key}:{certKey}")
+        self.assertIn(f"--xmpp: {chain} has 2 certificates, and", str(error.code))
+        self.service("--xmpp", f"{key}:{certKey}:extraCertChain={authority}")
+        chain.write_bytes(certificates.key.read_bytes() + one + other)
+        alone = f"ssl:0:privateKey={quoteStringArgument(str(chain))}"
+        error = self.assertRaises(SystemExit, self.service, "--xmpp", alone)
+        self.assertIn("say :extraCertChain=FILE", str(error.code))
 
     def test_plugin(self) -> None:
         """
