@@ -52,6 +52,8 @@ CONNECTIONS = 100_000
 KEEPALIVE = (1200, 60, 5)
 #: Seconds that a device has to close its end, too.
 CLOSING = 10.0
+#: What both numbers of an identity are less than.
+_LARGEST = 1 << 63
 #: The code of a refused login.
 UNAUTHORIZED = 401
 
@@ -472,7 +474,9 @@ def _identity(user: str, token: str) -> Identity | None:
     """
     if not all(each.isascii() and each.isdigit() and len(each) < 20 for each in (user, token)):
         return None
-    return Identity(int(user), int(token))
+    identity = Identity(int(user), int(token))
+    # Nobody has a larger one, and no store could look for it.
+    return identity if max(identity) < _LARGEST else None
 
 
 def _setKeepAlive(transport: Any) -> None:
