@@ -301,6 +301,23 @@ class UpstreamTests(DeviceCase):
         )
         self.assertEqual(2, client.acknowledged())
 
+    def test_early(self) -> None:
+        """
+        What a device sends without waiting for the answer to its login is
+        passed on and acknowledged, behind that answer.
+        """
+        app = self.world.appServer()
+        client = self.world.connect()
+        with client.together():
+            client.login(self.identity)
+            client.upload("u-1")
+        self.world.settle()
+        self.assertEqual(["u-1"], [message["message_id"] for message in app.delivered()])
+        self.assertEqual(
+            [Tag.LOGIN_RESPONSE, Tag.IQ_STANZA, Tag.IQ_STANZA], [tag for tag, _ in client.look()]
+        )
+        self.assertEqual(2, client.acknowledged())
+
     def test_noAppServer(self) -> None:
         """
         A message is stored while no app server is there, and delivered later.

@@ -206,6 +206,8 @@ class DeviceStream(Protocol):
         self._setTimer()
         self.factory.loggedIn(self)
         self._office.opened(self)
+        # What has come already, now that there is somebody to take it.
+        self.dataReceived(b"")
 
     def _notChecked(self, failure: Failure) -> None:
         """
