@@ -255,6 +255,17 @@ class DownstreamTests(DeviceCase):
         app.downstream(to=self.token, message_id="m-80")
         self.assertEqual(1, len(client.stanzas()))
 
+    def test_readsNothing(self) -> None:
+        """
+        Nothing is read of a device that does not read its answers, so that they
+        do not pile up; when it reads again it is heard again.
+        """
+        client = self.device()
+        client.stream.pauseProducing()
+        self.assertEqual("paused", client.transport.producerState)
+        client.stream.resumeProducing()
+        self.assertEqual("producing", client.transport.producerState)
+
     def test_neverAcknowledges(self) -> None:
         """
         A device that lives and never acknowledges goes on getting messages;

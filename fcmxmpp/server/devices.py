@@ -122,9 +122,10 @@ class DeviceStream(Protocol):
 
     def _listenOrNot(self) -> None:
         """
-        Read nothing while too much has come that is not stored.
+        Read nothing while too much has come that is not stored, or while the
+        device does not read what it is answered.
         """
-        isDeaf = self.session.pausing and not self._isOver
+        isDeaf = (self.session.pausing or self._isFull) and not self._isOver
         if isDeaf != self._isDeaf:
             self._isDeaf = isDeaf
             transport: Any = self.transport
@@ -311,12 +312,14 @@ class DeviceStream(Protocol):
         The transport has more to write than it likes.
         """
         self._isFull = True
+        self._listenOrNot()
 
     def resumeProducing(self) -> None:
         """
         The transport takes more again.
         """
         self._isFull = False
+        self._listenOrNot()
         self._office.deliver(self)
 
     def stopProducing(self) -> None:
