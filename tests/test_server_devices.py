@@ -208,6 +208,15 @@ class DownstreamTests(DeviceCase):
             names[2:], [each.persistent_id for tag, each in again.frames if tag == Tag.DATA_MESSAGE_STANZA]
         )
 
+    def test_receivedMuch(self) -> None:
+        """
+        A device that has acknowledged nothing for days logs in with thousands of
+        names.
+        """
+        names = [f"0:1700000000000000%{number:016x}" for number in range(6000)]
+        client = self.device(received=names)
+        self.assertEqual([Tag.LOGIN_RESPONSE, Tag.IQ_STANZA], [tag for tag, _ in client.frames])
+
     def test_receipt(self) -> None:
         """
         A receipt is sent when the device has acknowledged the message, for

@@ -37,10 +37,13 @@ __all__ = [
 
 #: From the connection to the login request, in seconds.
 LOGIN_DEADLINE = 30.0
-#: How long a frame may be, in bytes: the login request has the persistent ids of
-#: all that the device has received; 4096 characters of data may take three times as
+#: How long a login request may be, in bytes.  It has the persistent ids of all that
+#: was received since the last one, which clients that acknowledge nothing else send
+#: after days on one connection; refused once, they would be refused for ever.
+MAX_LOGIN_FRAME = 262_144
+#: How long any other frame may be: 4096 characters of data may take three times as
 #: many bytes.
-MAX_LOGIN_FRAME, MAX_FRAME = 32_768, 32_768
+MAX_FRAME = 32_768
 #: How many data messages may be unacknowledged: see L{ServerSession.room}.
 UNACKNOWLEDGED = 100
 #: How many of the device's messages may be on their way to the store before nothing
