@@ -8,6 +8,8 @@ import configparser
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import tempfile
 from contextlib import closing
@@ -19,7 +21,7 @@ from fcmxmpp.serveroptions import ServerOptions
 from fcmxmpp.store.browse import openStore
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT, childEnvironment, script
-from tests.children import Child
+from tests.children import PATIENCE, Child
 
 
 class TacTests(SynchronousTestCase):
@@ -178,8 +180,14 @@ class ConnectionServerTests(SynchronousTestCase):
             childEnvironment(FCM_CONFIG=str(config)),
         )
         self.addCleanup(child.cleanUp)
-        child.until("app servers connect to port [0-9]+ of 127.0.0.1", "out")
+        port = child.until("app servers connect to port ([0-9]+) of 127.0.0.1", "out")[1]
         child.until("Hello#info] the connection server has started", "out")
+        context = ssl.create_default_context(cafile=str(self.directory / "trial" / "certs" / "ca.pem"))
+        with (
+            socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            self.assertIsNotNone(secure.version())
         self.assertEqual(0, child.stop(), child.tail())
         self.assertIn("stopped; upstream: 0 from devices", child.out)
         self.assertNotIn("Traceback", child.out + child.err)

@@ -197,16 +197,42 @@ class ServerTests(SynchronousTestCase):
         """
         session = ServerSession(0.0)
         session.receive(b"\x29" + login() + b"\x00\x00" + encodeFrame(8, stanza()), 0.0)
-        outputs = session.accept(0.0)
+        self.assertEqual(
+            [Tag.LOGIN_RESPONSE, Tag.IQ_STANZA], [tag for tag, _ in frames(written(session.accept(0.0)))]
+        )
+        # What goes out in between does not say that these have come.
+        (delivered,) = frames(written(session.deliver("d", stanza(), 0.0)))
+        self.assertEqual(0, delivered[1].last_stream_id_received)
+        outputs = session.receive(b"", 0.0)
         (uploaded,) = [output for output in outputs if isinstance(output, Uploaded)]
         self.assertEqual(3, uploaded.streamID)
         self.assertEqual(2, frames(written(outputs))[-1][1].last_stream_id_received)
-        session = ServerSession(0.0)
-        session.receive(b"\x29" + login() + b"\x08\x01\xff" + b"\x00\x00", 0.0)
-        self.assertIsInstance(session.accept(0.0)[-1], Hangup)
-        session = ServerSession(0.0)
-        session.receive(b"\x29" + login() + b"\x04\x00" + b"\x00\x00", 0.0)
-        self.assertIsInstance(session.accept(0.0)[-1], Hangup)
+        self.assertEqual([], session.receive(b"", 0.0))
+        (acknowledged,) = frames(written(session.stored([3], 0.0)))
+        self.assertEqual(3, acknowledged[1].last_stream_id_received)
+
+    def test_earlyRubbish(self) -> None:
+        """
+        What comes behind the login request and ends the conversation ends it
+        when it is dealt with.
+        """
+        for rubbish in (b"\x08\x01\xff", b"\x04\x00"):
+            session = ServerSession(0.0)
+            session.receive(b"\x29" + login() + rubbish + b"\x00\x00", 0.0)
+            session.accept(0.0)
+            (hangup,) = session.receive(b"\x00\x00", 0.0)
+            self.assertIsInstance(hangup, Hangup)
+
+    def test_earlyTooMuch(self) -> None:
+        """
+        Before it is known who this is, neither many frames are kept nor many
+        bytes.
+        """
+        for many in (b"\x00\x00" * 17, encodeFrame(8, bytes(20_000)) * 2):
+            session = ServerSession(0.0)
+            session.receive(b"\x29" + login(), 0.0)
+            (hangup,) = session.receive(many, 0.0)
+            self.assertIsInstance(hangup, Hangup)
 
     def test_heartbeat(self) -> None:
         """
@@ -486,6 +512,7 @@ class TogetherTests(SynchronousTestCase):
                     toDevice.extend(output.data)
                 elif isinstance(output, LoginAsked):
                     atServer(server.accept(now))
+                    atServer(server.receive(b"", now))
                 elif isinstance(output, Uploaded):
                     notStored.append((output.streamID, output.stanza.persistent_id))
                 else:

@@ -130,9 +130,19 @@ class Conversation:
         """
         if self.isOver:
             return []
+        try:
+            frames = self._decoder.feed(data)
+        except MalformedFrame as error:
+            return self._fault(str(error))
+        return self._deal(frames, now)
+
+    def _deal(self, frames: list[tuple[int, bytes]], now: float) -> list[Any]:
+        """
+        Count frames, and do what is to be done with them.
+        """
         outputs: list[Any] = []
         try:
-            for tag, body in self._decoder.feed(data):
+            for tag, body in frames:
                 self._got += 1
                 self._heardAt = self._sent
                 outputs += self._frame(tag, body, now)

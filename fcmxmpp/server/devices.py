@@ -52,6 +52,8 @@ CONNECTIONS = 100_000
 KEEPALIVE = (1200, 60, 5)
 #: Seconds that a device has to close its end, too.
 CLOSING = 5.0
+#: What both numbers of an identity are less than.
+_LARGEST = 1 << 63
 #: The code of a refused login.
 UNAUTHORIZED = 401
 
@@ -122,9 +124,10 @@ class DeviceStream(Protocol):
 
     def _listenOrNot(self) -> None:
         """
-        Read nothing while too much has come that is not stored.
+        Read nothing while too much has come that is not stored, or while the
+        device does not read what it is answered.
         """
-        isDeaf = self.session.pausing and not self._isOver
+        isDeaf = (self.session.pausing or self._isFull) and not self._isOver
         if isDeaf != self._isDeaf:
             self._isDeaf = isDeaf
             transport: Any = self.transport
@@ -212,6 +215,8 @@ class DeviceStream(Protocol):
         self._setTimer()
         self.factory.loggedIn(self)
         self._office.opened(self)
+        # What has come already, now that there is somebody to take it.
+        self.dataReceived(b"")
 
     def _notChecked(self, failure: Failure) -> None:
         """
@@ -316,12 +321,14 @@ class DeviceStream(Protocol):
         The transport has more to write than it likes.
         """
         self._isFull = True
+        self._listenOrNot()
 
     def resumeProducing(self) -> None:
         """
         The transport takes more again.
         """
         self._isFull = False
+        self._listenOrNot()
         self._office.deliver(self)
 
     def stopProducing(self) -> None:
@@ -480,7 +487,9 @@ def _identity(user: str, token: str) -> Identity | None:
     """
     if not all(each.isascii() and each.isdigit() and len(each) < 20 for each in (user, token)):
         return None
-    return Identity(int(user), int(token))
+    identity = Identity(int(user), int(token))
+    # Nobody has a larger one, and no store could look for it.
+    return identity if max(identity) < _LARGEST else None
 
 
 def _setKeepAlive(transport: Any) -> None:
