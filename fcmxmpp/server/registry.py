@@ -82,22 +82,31 @@ class Registry:
             each of its keys.
         """
         self._devices: dict[str, Device] = {}
+        self._keys: dict[str, tuple[HashedKey, ...]] = {}
         self.replace(senders)
 
     def replace(self, senders: Mapping[str, str | Sequence[HashedKey]]) -> list[str]:
         """
         Have other senders from now on.
 
-        @return: those that are no more.
+        @return: those that have lost a key, or are no more.  Which of its keys
+            a stream has logged in with is not kept, so that all streams of
+            these are to be closed: whose key is still good logs in again.
         """
-        before = getattr(self, "_keys", {})
-        self._keys: dict[str, tuple[HashedKey, ...]] = {
-            senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
-            for senderID, keys in senders.items()
-        }
+        before, self._keys = (
+            self._keys,
+            {
+                senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
+                for senderID, keys in senders.items()
+            },
+        )
         # Every login looks at as many keys as any sender has.
         self._most = max(map(len, self._keys.values()), default=1)
-        return sorted(set(before) - set(self._keys))
+        return sorted(
+            senderID
+            for senderID, keys in before.items()
+            if not set(keys).issubset(self._keys.get(senderID, ()))
+        )
 
     def mayLogIn(self, senderID: str, key: str) -> bool:
         """
