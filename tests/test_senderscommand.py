@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import tomlkit
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -164,6 +165,23 @@ class CommandTests(SynchronousTestCase):
             self.run_("add", "1")
             self.assertEqual(kept, self.read()["1"][0])
             self.assertEqual(2, len(self.read()["1"]))
+
+    def test_losesSomething(self) -> None:
+        """
+        Should the library that writes TOML ever lose a sender, nothing is
+        written.
+        """
+        self.run_("add", "1")
+        before = self.path.read_text()
+        real = tomlkit.dumps
+
+        def dumps(document: Any) -> str:
+            # Only of what it has read: not of plain values.
+            return "" if isinstance(document, tomlkit.TOMLDocument) else real(document)
+
+        self.patch(tomlkit, "dumps", dumps)
+        self.assertIn("cannot change: use tables", self.run_("add", "2", status=1).stderr)
+        self.assertEqual(before, self.path.read_text())
 
     def test_link(self) -> None:
         """
