@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from google.protobuf import descriptor_pb2
 from hypothesis import given
@@ -36,7 +37,9 @@ class WireTests(SynchronousTestCase):
         from grpc_tools import protoc
 
         source = CHECKOUT / "fcmxmpp" / "mcs"
-        result = Path(self.mktemp())
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        result = Path(directory.name) / "wire.binpb"
         command = ["protoc", f"-I{source}", f"--descriptor_set_out={result}", str(source / "wire.proto")]
         self.assertEqual(0, protoc.main(command))
         expected = descriptor_pb2.FileDescriptorSet.FromString(result.read_bytes())
