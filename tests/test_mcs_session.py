@@ -5,6 +5,8 @@ values, and both with each other.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 from hypothesis import given
@@ -39,6 +41,7 @@ from fcmxmpp.mcs.session import (
     Write,
 )
 from fcmxmpp.registrations import Identity
+from tests.checkout import childEnvironment
 
 
 IDENTITY = Identity(8416925632412385, 2326893975609101281)
@@ -67,6 +70,13 @@ def stanza(name: str = "x", **fields: Any) -> bytes:
     message = wire.DataMessageStanza(**{"from": "1"}, category="c", persistent_id=name, **fields)
     serialized: bytes = message.SerializeToString()
     return serialized
+
+
+def _iq(iq: Any) -> bytes:
+    """
+    An IQ, as a frame.
+    """
+    return encodeFrame(Tag.IQ_STANZA, iq.SerializeToString())
 
 
 def written(outputs: list[Any]) -> bytes:
@@ -189,6 +199,33 @@ class ServerTests(SynchronousTestCase):
             session = ServerSession(0.0)
             self.assertIsInstance(session.receive(data, 0.0)[-1], Hangup, data)
             self.assertTrue(session.isOver)
+
+    def test_notCompiled(self) -> None:
+        """
+        With a protobuf that is written in Python, which raises something else for
+        what is no Unicode, that ends the conversation as well.
+        """
+        request = wire.LoginRequest(id="x", domain="d", user="1", resource="1", auth_token="2")
+        bad = request.SerializeToString().replace(b"\x0a\x01x", b"\x0a\x01\xff")
+        ack = wire.IqStanza(type=wire.IqStanza.SET, id="")
+        ack.extension.id, ack.extension.data = 12, b"\x0a\x01\xff"
+        program = (
+            "from google.protobuf.internal.api_implementation import Type\n"
+            "from fcmxmpp.mcs.session import Hangup, ServerSession\n"
+            "assert Type() == 'python'\n"
+            f"for login, then in (({encodeFrame(2, bad)!r}, b''), ({login()!r}, {_iq(ack)!r})):\n"
+            "    session = ServerSession(0.0)\n"
+            "    outputs = session.receive(b'\\x29' + login, 0.0)\n"
+            "    if then:\n"
+            "        session.accept(0.0)\n"
+            "        outputs = session.receive(then, 0.0)\n"
+            "    print(type(outputs[-1]).__name__)\n"
+        )
+        environment = childEnvironment(PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python")
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(("Hangup\nHangup\n", ""), (done.stdout, done.stderr))
 
     def test_early(self) -> None:
         """
