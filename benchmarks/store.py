@@ -35,11 +35,11 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import react
 
 from fcmxmpp.messages import UpstreamMessage
+from fcmxmpp.running import SWITCH_INTERVAL
 from fcmxmpp.store.database import connect
 from fcmxmpp.store.groupcommit import MOST
 from fcmxmpp.store.inbox import digest
 from fcmxmpp.store.sqlite import KEEP, SQLiteStore
-from fcmxmpp.running import SWITCH_INTERVAL
 
 
 DEVICES = [f"device-{number:02}" for number in range(100)]

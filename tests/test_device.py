@@ -307,6 +307,20 @@ class DeviceTests(SynchronousTestCase):
         self.assertEqual([100], self.app.deleted)
         self.assertEqual(1, len(self.app.received))
 
+    def test_noApp(self) -> None:
+        """
+        What comes while there is no app stays at the connection server for a
+        later one.
+        """
+        app, self.app = self.app, None  # type: ignore[assignment]  # as fcmxmpp device send
+        first = self.device()
+        self.appServer.downstream(to=first.token, message_id="d-1")
+        self.pump()
+        self.stop(first)
+        self.app = app
+        self.device()
+        self.assertEqual(1, len(app.received))
+
     def test_appFails(self) -> None:
         """
         A message on which the app fails comes again after the next login; one

@@ -58,10 +58,12 @@ class Hangup(Struct, frozen=True):
 
     @ivar reason: why, for a log.
     @ivar abort: without waiting for what is still to be written.
+    @ivar isFault: whether the peer does not keep to the protocol.
     """
 
     reason: str
     abort: bool = False
+    isFault: bool = False
 
 
 class Conversation:
@@ -130,7 +132,7 @@ class Conversation:
         try:
             frames = self._decoder.feed(data)
         except MalformedFrame as error:
-            return self._hangUp(str(error))
+            return self._fault(str(error))
         return self._deal(frames, now)
 
     def _deal(self, frames: list[tuple[int, bytes]], now: float) -> list[Any]:
@@ -146,7 +148,7 @@ class Conversation:
                 if self.isOver:
                     break
         except MalformedFrame as error:
-            outputs += self._hangUp(str(error))
+            outputs += self._fault(str(error))
         return outputs
 
     def _frame(self, tag: int, body: bytes, now: float) -> list[Any]:
@@ -242,6 +244,13 @@ class Conversation:
         self.isOver = True
         self.wakeAt = None
         return [Hangup(reason, abort)]
+
+    def _fault(self, reason: str) -> list[Any]:
+        """
+        End the conversation: the peer does not keep to the protocol.
+        """
+        self._hangUp(reason)
+        return [Hangup(reason, isFault=True)]
 
 
 def selectedIDs(iq: Any) -> list[str]:

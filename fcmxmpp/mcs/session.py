@@ -188,13 +188,13 @@ class ServerSession(Conversation):
             return super()._frame(tag, body, now)
         if self._request is None:
             if tag != Tag.LOGIN_REQUEST:
-                return self._hangUp("something comes before the login")
+                return self._fault("something comes before the login")
             return self._loginRequested(self._parse(tag, body))
         self._got -= 1
         self._early = early = self._early or []
         early.append((tag, body))
         if len(early) > _EARLY or sum(len(each) for _, each in early) > MAX_FRAME:
-            return self._hangUp("too much comes before the login is answered")
+            return self._fault("too much comes before the login is answered")
         return []
 
     def _loginRequested(self, request: Any) -> list[Any]:
@@ -203,7 +203,7 @@ class ServerSession(Conversation):
         """
         version = self._decoder.version or 0
         if version not in _VERSIONS:
-            return self._hangUp(f"version {version} is not spoken")
+            return self._fault(f"version {version} is not spoken")
         named = (request.id, request.user, request.auth_token, *request.received_persistent_id)
         if not all(isinstance(each, str) for each in named):
             raise MalformedFrame("a login request that is not Unicode")
@@ -298,7 +298,7 @@ class ServerSession(Conversation):
         """
         The device says once more who it is.
         """
-        return self._hangUp("a second login")
+        return self._fault("a second login")
 
     _steps: ClassVar = {
         Tag.HEARTBEAT_PING: _pinged,

@@ -51,7 +51,7 @@ CONNECTIONS = 100_000
 #: are silent for up to half an hour; a look wakes their radio.
 KEEPALIVE = (1200, 60, 5)
 #: Seconds that a device has to close its end, too.
-CLOSING = 10.0
+CLOSING = 5.0
 #: What both numbers of an identity are less than.
 _LARGEST = 1 << 63
 #: The code of a refused login.
@@ -65,9 +65,11 @@ class DeviceStream(Protocol):
 
     @ivar android_id: which device it is; 0 before the login.
     @ivar session: the conversation.
+    @ivar reason: why the connection server has closed it; empty if it has not.
     """
 
     android_id = 0
+    reason = ""
 
     def __init__(self, factory: DeviceFactory) -> None:
         self.factory: DeviceFactory = factory
@@ -159,7 +161,13 @@ class DeviceStream(Protocol):
                 self._logIn(output)
             else:
                 assert isinstance(output, Hangup)
-                self._hangUp(output.reason, output.abort)
+                if output.isFault:
+                    _log.info(
+                        "closed the connection of a device from {host}: {reason}",
+                        host=self.host,
+                        reason=output.reason,
+                    )
+                self._hangUp(output.abort)
         if writes:
             self._write(writes)
 
@@ -284,7 +292,8 @@ class DeviceStream(Protocol):
         """
         Close the connection.
         """
-        self._hangUp(reason, False)
+        self.reason = reason
+        self._hangUp(False)
 
     def _upload(self, uploaded: Uploaded) -> None:
         """
@@ -356,7 +365,7 @@ class DeviceStream(Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _hangUp(self, reason: str, abort: bool) -> None:
+    def _hangUp(self, abort: bool) -> None:
         """
         Close the connection.
         """
@@ -364,7 +373,6 @@ class DeviceStream(Protocol):
             return
         self._isOver = True
         self._cancelTimer()
-        _log.debug("closing the connection of a device from {host}: {reason}", host=self.host, reason=reason)
         transport: Any = self.transport
         transport.unregisterProducer()
         if abort or self._isFull:
