@@ -353,6 +353,19 @@ class ServerTests(SynchronousTestCase):
                 session.receive(encodeFrame(tag, body.SerializeToString()), 0.0)[-1], Hangup
             )
 
+    def test_withdraw(self) -> None:
+        """
+        What is waited for no longer comes back no more, and the rest is told as
+        before.
+        """
+        session = self.opened()
+        for handle in "abc":
+            session.deliver(handle, stanza(), 0.0)
+        session.withdraw(lambda handle: handle == "b")
+        self.assertEqual(2, session.unacknowledged)
+        frame = encodeFrame(0, wire.HeartbeatPing(last_stream_id_received=5).SerializeToString())
+        self.assertIn(Delivered(["a", "c"]), session.receive(frame, 0.0))
+
     def test_confirmed(self) -> None:
         """
         Some devices name what they have received; what is none of that does no
