@@ -10,7 +10,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 # Twisted's names for links in our documentation, taken from the installed Twisted: no network needed.
 INVENTORY := build/inventory/objects.inv
-CORE := condition entries errors lanes loopback messages payload registrations retry session validation window
+CORE := condition entries errors lanes loopback mcs/* messages payload registrations retry session validation window
 
 comma := ,
 empty :=

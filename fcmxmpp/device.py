@@ -329,6 +329,7 @@ class Device(Service):
         try:
             size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
             messageID.encode()
+            to.encode()
         except UnicodeEncodeError:
             return fail(NotSent("invalid_parameters"))
         if size > MAX_DATA_BYTES:

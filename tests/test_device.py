@@ -248,6 +248,7 @@ class DeviceTests(SynchronousTestCase):
             (({}, "", "u", 9), "invalid_parameters"),
             (({"a": 1}, TO, "u", 9), "invalid_parameters"),
             (({"a": "\ud800"}, TO, "u", 9), "invalid_parameters"),
+            (({}, "\ud800", "u", 9), "invalid_parameters"),
             (({"a": "x" * 4096}, TO, "u", 9), "messagetoobig"),
         ):
             failure = self.failureResultOf(device.sendMessage(*arguments), NotSent)  # type: ignore[arg-type]

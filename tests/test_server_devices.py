@@ -234,6 +234,26 @@ class DownstreamTests(DeviceCase):
         self.assertEqual("dr2:m-1", receipt["message_id"])
         self.assertEqual(self.token, receipt["data"]["device_registration_id"])
 
+    def test_receiptOnce(self) -> None:
+        """
+        A device that says by its name that it has a message, and then by its
+        number, makes one receipt.
+        """
+        app = self.world.appServer()
+        client = self.device()
+        app.downstream(to=self.token, message_id="m-1", delivery_receipt_requested=True)
+        (stanza,) = client.stanzas()
+        iq = wire.IqStanza(type=wire.IqStanza.SET, id="")
+        iq.extension.id = 12
+        iq.extension.data = wire.SelectiveAck(id=[stanza.persistent_id]).SerializeToString()
+        client.send(Tag.IQ_STANZA, iq)
+        self.world.settle()
+        (receipt,) = app.delivered()
+        app.ack(receipt["message_id"], to=receipt["from"])
+        client.heartbeat(3)
+        self.world.settle()
+        self.assertEqual([], app.delivered())
+
     def test_refused(self) -> None:
         """
         What cannot be delivered is refused.

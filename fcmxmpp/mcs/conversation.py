@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from google.protobuf.message import DecodeError
 from msgspec import Struct
 
 from fcmxmpp.errors import MalformedFrame
 from fcmxmpp.mcs import wire
-from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame, varint
+from fcmxmpp.mcs.frames import UNREADABLE, FrameDecoder, Tag, encodeFrame, varint
 
 
 __all__ = ["SELECTIVE_ACK", "STREAM_ACK", "Conversation", "Hangup", "Write", "selectedIDs"]
@@ -171,7 +170,7 @@ class Conversation:
         message = _KINDS[tag]()
         try:
             message.ParseFromString(body)
-        except DecodeError:
+        except UNREADABLE:
             raise MalformedFrame(f"a message of tag {tag} cannot be read") from None
         if not message.IsInitialized():
             raise MalformedFrame(f"a message of tag {tag} lacks what it has to have")
@@ -263,6 +262,6 @@ def selectedIDs(iq: Any) -> list[str]:
     ack = wire.SelectiveAck()
     try:
         ack.ParseFromString(iq.extension.data)
-    except DecodeError:
+    except UNREADABLE:
         raise MalformedFrame("a selective ack cannot be read") from None
     return [each for each in ack.id if isinstance(each, str)]

@@ -5,7 +5,7 @@ is to be done out.  No I/O and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -333,6 +333,14 @@ class ServerSession(Conversation):
             outputs.append(Overrun([self._unacknowledged.pop(0)[1]]))
         outputs.append(self._data(stanza, handle))
         return outputs
+
+    def withdraw(self, isWithdrawn: Callable[[Any], bool]) -> None:
+        """
+        Wait no longer for the acknowledgement of messages.
+
+        @param isWithdrawn: whether a handle is that of one of them.
+        """
+        self._unacknowledged = [each for each in self._unacknowledged if not isWithdrawn(each[1])]
 
     def wake(self, now: float) -> list[Any]:
         """

@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from fcmxmpp.mcs import wire
+from fcmxmpp.mcs.frames import UNREADABLE
 from fcmxmpp.registrations import Identity
 from fcmxmpp.server.http import Answer, Asked, Desk, Refused, Route, jsonAnswer
 
@@ -54,7 +53,7 @@ async def _protobuf(desk: Desk, asked: Asked) -> Answer:
     request = wire.CheckinRequest()
     try:
         request.ParseFromString(asked.body(_MAX_BODY))
-    except DecodeError:
+    except UNREADABLE:
         raise Refused(400, "The body is no check-in") from None
     if not request.IsInitialized():
         raise Refused(400, "The body is no check-in")

@@ -156,7 +156,7 @@ class DeviceStream(Protocol):
             elif isinstance(output, Overrun):
                 self._office.givenUp(output.handles)
             elif isinstance(output, Confirmed):
-                self._office.confirmed(self, output.persistent_ids).addErrback(self._notConfirmed)
+                self._confirm(output.persistent_ids)
             elif isinstance(output, LoginAsked):
                 self._logIn(output)
             else:
@@ -307,6 +307,15 @@ class DeviceStream(Protocol):
             self.end(str(error))
             return
         self._office.upload(self, uploaded.streamID, upload)
+
+    def _confirm(self, persistent_ids: list[str]) -> None:
+        """
+        The device says by their names which mails it has.
+        """
+        named = set(persistent_ids)
+        # It may say so by their numbers, too; one receipt is enough.
+        self.session.withdraw(lambda handle: isinstance(handle, Mail) and handle.persistent_id in named)
+        self._office.confirmed(self, persistent_ids).addErrback(self._notConfirmed)
 
     def _notConfirmed(self, failure: Failure) -> None:
         """
