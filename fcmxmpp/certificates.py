@@ -6,13 +6,14 @@ certificate by it.
 from __future__ import annotations
 
 import datetime
-import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -23,6 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from twisted.internet.ssl import PrivateCertificate
+
+from fcmxmpp.files import replaceFile
 
 
 __all__ = ["LocalCertificates", "selfSigned"]
@@ -48,14 +51,22 @@ _RENEWED = 7
 _Key = ec.EllipticCurvePrivateKey
 
 
-def _builder(name: str, issuer: x509.Name, key: _Key, days: int) -> x509.CertificateBuilder:
+def _called(name: str) -> x509.Name:
+    """
+    A name, as certificates have it.
+    """
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _builder(
+    name: str, issuer: x509.Name, key: _Key, now: datetime.datetime, days: int
+) -> x509.CertificateBuilder:
     """
     What every certificate has.
     """
-    now = datetime.datetime.now(datetime.timezone.utc)
     return (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .subject_name(_called(name))
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -85,9 +96,9 @@ def selfSigned() -> PrivateCertificate:
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = "fcmxmpp embedded connection server"
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (
-        _builder(name, issuer, key, _AUTHORITY_DAYS)
+        _builder(name, _called(name), key, now, _AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_names("localhost"), critical=False)
         .sign(key, SHA256())
@@ -108,71 +119,136 @@ class LocalCertificates:
     @ivar certificate: the file of its certificate.
     """
 
-    def __init__(self, directory: str) -> None:
-        self._directory = Path(directory).absolute()
-        self.trust = self._directory / "certs"
+    def __init__(self, directory: str, hostName: Callable[[], str] = socket.gethostname) -> None:
+        """
+        @param hostName: what this machine is called.
+        """
+        self.directory = Path(directory).absolute()
+        self._hostName = hostName
+        self._authorityKey = self.directory / "ca-key.pem"
+        self.trust = self.directory / "certs"
         self.authority = self.trust / "ca.pem"
-        self.key = self._directory / "server-key.pem"
-        self.certificate = self._directory / "server.pem"
+        self.key = self.directory / "server-key.pem"
+        self.certificate = self.directory / "server.pem"
 
-    def prepare(self) -> None:
+    def prepare(self, now: datetime.datetime | None = None) -> bool:
         """
         Make what is not there, or not good for long.
 
+        @param now: the time, if it is not that of this machine.
+        @return: whether the authority is a new one, which nobody trusts yet.
         @raise OSError: if that is impossible.
-        @raise ValueError: if a file is there and is none of ours.
+        @raise ValueError: if a file is there and is none of ours; the text
+            names it.
         """
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        now = now or datetime.datetime.now(datetime.timezone.utc)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
         self.trust.mkdir(exist_ok=True)
-        authorityKey = self._directory / "ca-key.pem"
-        if not (authorityKey.exists() and self.authority.exists()):
-            key = ec.generate_private_key(ec.SECP256R1())
-            name = f"fcmxmpp local authority on {socket.gethostname()}"[:64]
-            issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-            certificate = (
-                _builder(name, issuer, key, _AUTHORITY_DAYS)
-                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-                .add_extension(_signsOnly(), critical=True)
-                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-                .sign(key, SHA256())
-            )
-            _write(authorityKey, _pem(key))
-            _write(self.authority, certificate.public_bytes(Encoding.PEM), 0o644)
-            self.certificate.unlink(missing_ok=True)
-        if not self._isGood():
-            self._issue(authorityKey)
+        isNew = not (self._isThere(self._authorityKey, self.authority) and self._isAuthorityGood(now))
+        if isNew:
+            self._makeAuthority(now)
+        if isNew or not (self._isThere(self.key, self.certificate) and self._isServerGood(now)):
+            self._issue(now)
+        return isNew
 
-    def _isGood(self) -> bool:
+    def _isThere(self, key: Path, certificate: Path) -> bool:
         """
-        Whether there is a server certificate that is good for a while.
+        Whether there are a key and its certificate.
         """
-        if not (self.certificate.exists() and self.key.exists()):
+        return (
+            key.exists()
+            and certificate.exists()
+            and _readCertificate(certificate).public_key() == _readKey(key).public_key()
+        )
+
+    def _isAuthorityGood(self, now: datetime.datetime) -> bool:
+        """
+        Whether the authority outlasts a server certificate that is issued now.
+        """
+        lasts = now + datetime.timedelta(days=_SERVER_DAYS)
+        return _readCertificate(self.authority).not_valid_after_utc > lasts
+
+    def _isServerGood(self, now: datetime.datetime) -> bool:
+        """
+        Whether the server certificate is good for a while, for the names that
+        it is to have, and by this authority.
+        """
+        certificate = _readCertificate(self.certificate)
+        try:
+            certificate.verify_directly_issued_by(_readCertificate(self.authority))
+            found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (InvalidSignature, x509.ExtensionNotFound, ValueError, TypeError):
             return False
-        certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
-        soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=_RENEWED)
-        return certificate.not_valid_after_utc > soon
+        soon = now + datetime.timedelta(days=_RENEWED)
+        return found == self._identities() and certificate.not_valid_after_utc > soon
 
-    def _issue(self, authorityKey: Path) -> None:
+    def _identities(self) -> x509.SubjectAlternativeName:
+        """
+        What the server certificate is for.
+        """
+        names = dict.fromkeys(["localhost", self._hostName(), *GOOGLES])
+        return _names(*(name for name in names if name and name.isascii()))
+
+    def _makeAuthority(self, now: datetime.datetime) -> None:
+        """
+        Make an authority.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = f"fcmxmpp local authority on {self._hostName()}"[:64]
+        certificate = (
+            _builder(name, _called(name), key, now, _AUTHORITY_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_signsOnly(), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, SHA256())
+        )
+        replaceFile(self._authorityKey, _pem(key))
+        replaceFile(self.authority, certificate.public_bytes(Encoding.PEM), 0o644)
+
+    def _issue(self, now: datetime.datetime) -> None:
         """
         Make a server certificate.
         """
-        authority = x509.load_pem_x509_certificate(self.authority.read_bytes())
-        signing: Any = load_pem_private_key(authorityKey.read_bytes(), None)
+        authority = _readCertificate(self.authority)
+        signing = _readKey(self._authorityKey)
         key = ec.generate_private_key(ec.SECP256R1())
-        names = dict.fromkeys(["localhost", socket.gethostname(), *GOOGLES])
         certificate = (
-            _builder("localhost", authority.subject, key, _SERVER_DAYS)
+            _builder("localhost", authority.subject, key, now, _SERVER_DAYS)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_names(*(name for name in names if name.isascii() and name)), critical=False)
+            .add_extension(self._identities(), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),  # type: ignore[arg-type]
-                critical=False,
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False
             )
             .sign(signing, SHA256())
         )
-        _write(self.key, _pem(key))
-        _write(self.certificate, certificate.public_bytes(Encoding.PEM), 0o644)
+        replaceFile(self.key, _pem(key))
+        replaceFile(self.certificate, certificate.public_bytes(Encoding.PEM), 0o644)
+
+
+def _readCertificate(path: Path) -> x509.Certificate:
+    """
+    The certificate in a file.
+
+    @raise ValueError: if there is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise ValueError(f"{path} is no certificate; move it away, and another one is made") from None
+
+
+def _readKey(path: Path) -> _Key:
+    """
+    The private key in a file.
+
+    @raise ValueError: if there is none such as we make.
+    """
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = load_pem_private_key(path.read_bytes(), None)
+        if isinstance(key, _Key):
+            return key
+    raise ValueError(f"{path} is no private key of ours; move it away, and another one is made")
 
 
 def _signsOnly() -> x509.KeyUsage:
@@ -190,12 +266,3 @@ def _signsOnly() -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """
-    Write a file that nobody else can read before it has its permissions.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)

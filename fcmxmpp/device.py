@@ -270,7 +270,8 @@ class Device(Service):
         @param endpoint: leads to the connection server, over TLS.
         @param senderID: whose app server to talk to.
         @param category: the app: a package name.
-        @param app: an L{IDeviceApp}, if there is one.
+        @param app: an L{IDeviceApp}; if there is none, messages for it stay at
+            the connection server.
         @param cache: what is kept; in memory, if not given.
         @param chance: gives a number from 0 to 1, for the back-off.
         @param heartbeat: seconds of silence before a heartbeat.
@@ -328,6 +329,7 @@ class Device(Service):
         try:
             size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
             messageID.encode()
+            to.encode()
         except UnicodeEncodeError:
             return fail(NotSent("invalid_parameters"))
         if size > MAX_DATA_BYTES:
@@ -625,6 +627,9 @@ class Device(Service):
             self._tellLater()
             stream.processed(received.streamID, atOnce)
             return
+        if self._app is None:
+            # Nobody to give it to: it stays where it is, for who comes later.
+            return
         if message.category != self.category or not self._cache.isNew(message.message_id):
             stream.processed(received.streamID, atOnce)
             return
@@ -641,8 +646,6 @@ class Device(Service):
         """
         Give a message to the app.
         """
-        if self._app is None:
-            return None
         if message.message_type == "deleted_messages":
             total = message.data.get("total_deleted", "")
             return self._app.messagesDeleted(int(total) if total.isdigit() else 0)

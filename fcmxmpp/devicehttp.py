@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
-from google.protobuf.message import DecodeError
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -16,6 +15,7 @@ from twisted.web.iweb import IAgent
 from fcmxmpp.errors import FCMError
 from fcmxmpp.httpclient import WholeBody, kindOf, readBody
 from fcmxmpp.mcs import wire
+from fcmxmpp.mcs.frames import UNREADABLE
 from fcmxmpp.registrations import Identity
 
 
@@ -85,7 +85,7 @@ class DeviceHTTP:
         response = wire.CheckinResponse()
         try:
             response.ParseFromString(answer)
-        except DecodeError:
+        except UNREADABLE:
             raise RegistrationRefused("something that is no answer to a check-in") from None
         if not (response.android_id and response.security_token):
             raise RegistrationRefused("an answer to the check-in without an identity")

@@ -510,12 +510,12 @@ class IMailboxes(Interface):
     """
     The messages that wait for devices, or are on their way and have not been
     acknowledged.  The rules of L{IInbox} hold.
-
-    @ivar connected: the C{android_id} of each device that is connected, kept up
-        to date by the connection server: the limits are others for these.
     """
 
-    connected = Attribute("A set of C{android_id}s.")
+    connected = Attribute(
+        "The C{android_id} of each device that is connected, in a set that the connection server "
+        "keeps up to date: the limits are others for these."
+    )
 
     def post(senderID: str, message: DownstreamMessage) -> Deferred[Posted]:
         """

@@ -23,10 +23,17 @@ from fcmxmpp.errors import StoreUnavailable
 from fcmxmpp.store.sqlite import SQLiteStore
 
 
+if sys.platform == "win32":
+    resource = None
+else:
+    import resource
+
+
 __all__ = [
     "ExitStatus",
     "Interpreter",
     "Listener",
+    "OpenFiles",
     "ProcessStore",
     "printError",
     "printLine",
@@ -89,15 +96,24 @@ class ProcessStore(SQLiteStore):
     """
 
     def __init__(
-        self, path: str, reactor: Any, keep: float, program: str, alsoPrint: bool, daemon: bool
+        self,
+        path: str,
+        reactor: Any,
+        keep: float,
+        program: str,
+        alsoPrint: bool,
+        daemon: bool,
+        look: str | None = None,
     ) -> None:
         """
         @param program: whose store it is.
         @param alsoPrint: whether to print what is wrong, because the log goes
             elsewhere.
         @param daemon: whether twistd puts the process into the background.
+        @param look: the command that looks into it, if there is one.
         """
         self._description = f"sqlite:{path}"
+        self._look = look
         self._program = program
         self._alsoPrint = alsoPrint
         self._daemon = daemon
@@ -120,11 +136,16 @@ class ProcessStore(SQLiteStore):
                 raise
             raise SystemExit(1) from None
         super().startService()
-        _log.info(
-            "the store is {path}; to look into it: fcmxmpp inbox list --store {description}",
-            path=self._description.removeprefix("sqlite:"),
-            description=shlex.quote(self._description),
-        )
+        path = self._description.removeprefix("sqlite:")
+        if self._look is None:
+            _log.info("the store is {path}", path=path)
+        else:
+            _log.info(
+                "the store is {path}; to look into it: {look} --store {description}",
+                path=path,
+                look=self._look,
+                description=shlex.quote(self._description),
+            )
 
 
 class Listener(Service):
@@ -233,6 +254,47 @@ class Interpreter(Service):
         sys.setswitchinterval(switchInterval)
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+class OpenFiles(Service):
+    """
+    Lets the process have as many connections as it may: each is an open file, and
+    what a process may have without asking is often 1024.
+    """
+
+    #: Nobody needs more; and some programs are slow where the limit is very high.
+    MOST = 200_000
+    #: What is worth a warning.
+    FEW = 4096
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int] | None = None
+
+    def startService(self) -> None:
+        """
+        Ask for them.
+        """
+        super().startService()
+        if resource is None:
+            return
+        soft, hard = self._before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        may = self.MOST if hard == resource.RLIM_INFINITY else min(self.MOST, hard)
+        if soft != resource.RLIM_INFINITY and soft < may:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+        if may < self.FEW:
+            _log.warn(
+                "there can be no more than {count} connections: LimitNOFILE= of systemd, or ulimit -Hn, is "
+                "in the way",
+                count=may,
+            )
+
+    def stopService(self) -> None:
+        """
+        Set it back: what comes after this is not ours.
+        """
+        super().stopService()
+        if resource is not None and self._before is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._before)
 
 
 class ExitStatus(Service):

@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from typing import Any
 import click
 import tomlkit
 
+from fcmxmpp.files import replaceFile, why
 from fcmxmpp.server.senders import hashKey, readSenders
 
 
@@ -46,46 +46,44 @@ def _changing(path: str) -> Iterator[Any]:
     The senders file as a document, which is written when nothing goes wrong:
     at once, or not at all.
     """
-    target = Path(path).absolute()
+    # Where a link leads: the link is to stay one.
+    target = Path(path).resolve()
     try:
         # Beside the file: that is replaced by another one.
         descriptor = os.open(f"{target}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            text = target.read_text(encoding="utf-8") if target.exists() else ""
+            text = target.read_bytes().decode() if target.exists() else ""
             readSenders(text)
             document = tomlkit.parse(text)
             yield document
             result = tomlkit.dumps(document)
-            readSenders(result)
-            _replace(target, result)
+            # There are ways to write TOML that tomlkit changes for the worse.
+            if readSenders(result) != readSenders(_plainly(document)):
+                raise ValueError("it is written in a way that this cannot change: use tables [senders.ID]")
+            _replace(target, result.encode())
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise click.ClickException(f"{path}: {reason}") from None
+        raise click.ClickException(f"{path}: {why(error)}") from None
 
 
-def _replace(target: Path, text: str) -> None:
+def _plainly(document: Any) -> str:
     """
-    Write a file that only its owner can read, in the place of another.
+    A document, written anew.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            # It may be for a group, too.
-            status = target.stat()
-            os.chmod(temporary, status.st_mode & 0o777)
-            if os.geteuid() == 0:
-                os.chown(temporary, status.st_uid, status.st_gid)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    return tomlkit.dumps(document.unwrap())
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """
+    Write a file that only its owner can read, or who could before.
+    """
+    if not target.exists():
+        replaceFile(target, content)
+        return
+    status = target.stat()
+    replaceFile(target, content, status.st_mode & 0o777, (status.st_uid, status.st_gid))
 
 
 def _senderID(_: click.Context, option: click.Parameter, value: str) -> str:
@@ -113,7 +111,7 @@ def _add(sender_id: str, path: str, key_file: str | None, name: str | None) -> N
         try:
             lines = Path(key_file).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise click.ClickException(f"{key_file}: {getattr(error, 'strerror', None) or error}") from None
+            raise click.ClickException(f"{key_file}: {why(error)}") from None
         key = lines[0].strip() if lines else ""
     try:
         hashed = str(hashKey(key, secrets.token_bytes))
@@ -143,7 +141,7 @@ def _list(path: str, asJSON: bool) -> None:
         text = Path(path).read_text(encoding="utf-8")
         readSenders(text)
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise click.ClickException(f"{path}: {why(error)}") from None
     table: Any = tomlkit.parse(text).unwrap().get("senders", {})
     rows = [
         {

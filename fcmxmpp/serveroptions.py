@@ -5,19 +5,18 @@ The options of C{twistd fcm-connection-server}.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from pathlib import Path
-from typing import NoReturn
 
 from msgspec import Struct
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.python import usage
 
 from fcmxmpp.certificates import LocalCertificates
-from fcmxmpp.loopback import isLoopback
+from fcmxmpp.files import replaceFile, why
+from fcmxmpp.sendapi import isLocal
 from fcmxmpp.server.senders import hashKey
-from fcmxmpp.settings import SettingsOptions, why
+from fcmxmpp.settings import SettingsOptions
 
 
 __all__ = ["ServerOptions", "ServerSettings", "Trial"]
@@ -39,13 +38,16 @@ class Trial(Struct, frozen=True):
     """
     What C{--self-signed} has made.
 
-    @ivar keyFile: where the first sender's key is; None if there is none of
-        ours.
+    @ivar isNew: whether nobody can trust the certificates yet, because they are
+        by a new authority.
+    @ivar senderID: the first sender, if it is of our making.
+    @ivar keyFile: where its key is.
     """
 
     certificates: LocalCertificates
-    senderID: str
-    keyFile: Path | None
+    isNew: bool
+    senderID: str | None
+    keyFile: Path
 
 
 class ServerSettings(Struct, frozen=True, kw_only=True):
@@ -58,6 +60,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     @ivar http: the one for what devices and app servers ask over HTTP.
     @ivar senders: the senders file.
     @ivar store: the file of the store, or None for none.
+    @ivar isOpen: whether C{http} is unencrypted, and other machines can reach it.
     @ivar grace: seconds that app servers get at the stop.
     @ivar trial: what was made for a first try.
     @ivar daemon: whether twistd puts the process into the background.
@@ -70,6 +73,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     senders: str
     store: str | None
     receipts: bool
+    isOpen: bool
     grace: float
     trial: Trial | None
     daemon: bool
@@ -96,7 +100,8 @@ class ServerOptions(SettingsOptions):
             None,
             None,
             "Where app servers connect: a Twisted server endpoint, such as "
-            "ssl:5235:privateKey=key.pem:certKey=cert.pem; tls:5235 with --self-signed",
+            "ssl:5235:privateKey=key.pem:certKey=cert.pem; with --self-signed the port is enough, or "
+            "tls:5235:interface=127.0.0.1",
         ],
         ["devices", None, None, "Where devices connect (MCS; theirs is port 5228): an endpoint likewise"],
         [
@@ -124,8 +129,9 @@ class ServerOptions(SettingsOptions):
             "self-signed",
             None,
             None,
-            "Directory for a local authority, certificates and a first sender, made if need be; without "
-            f"other options this machine's ports 5235, 5228 and 8443 are used, and sender {_SENDER}",
+            "Directory for a local authority, certificates and, if there is no --senders, a file with the "
+            f"first sender {_SENDER}; all are made if need be. Without --xmpp, --devices and --http it is "
+            "ports 5235, 5228 and 8443, for programs on this machine",
         ],
         ["grace", None, None, "Seconds that app servers get at the stop to send their ACKs  [default: 10]"],
         ["config", None, None, "TOML file with these options by the same names"],
@@ -163,9 +169,11 @@ class ServerOptions(SettingsOptions):
         store = self._store()
         trial = None if directory is None else self._makeTrial(directory, senders is None)
         if senders is None:
-            assert trial is not None and trial.keyFile is not None
-            senders = str(trial.keyFile.parent / "senders.toml")
-        endpoints = {name: self._endpoint(name, text, trial) for name, text in given.items()}
+            assert trial is not None
+            senders = str(trial.certificates.directory / "senders.toml")
+        endpoints = {
+            name: None if text is None else self._endpoint(name, text, trial) for name, text in given.items()
+        }
         self.settings = ServerSettings(
             xmpp=endpoints["xmpp"],
             devices=endpoints["devices"],
@@ -173,6 +181,7 @@ class ServerOptions(SettingsOptions):
             senders=os.path.abspath(senders),
             store=store,
             receipts=self._flag("receipts"),
+            isOpen=endpoints["http"] is not None and _isOpen(endpoints["http"]),
             grace=grace,
             trial=trial,
             daemon=self._isDaemon(),
@@ -184,49 +193,52 @@ class ServerOptions(SettingsOptions):
         Make what C{--self-signed} asks for.
         """
         certificates = LocalCertificates(directory)
+        keyFile = certificates.directory / "server-key.txt"
+        senders = certificates.directory / "senders.toml"
         try:
-            certificates.prepare()
-            keyFile = Path(directory).absolute() / "server-key.txt" if withSender else None
-            if keyFile is not None and not (keyFile.parent / "senders.toml").exists():
+            isNew = certificates.prepare()
+            if withSender and not senders.exists():
                 key = secrets.token_urlsafe(24)
-                keyFile.touch(mode=0o600)
-                keyFile.write_text(key + "\n")
                 hashed = hashKey(key, secrets.token_bytes)
-                (keyFile.parent / "senders.toml").write_text(f'[senders.{_SENDER}]\nkeys = ["{hashed}"]\n')
+                replaceFile(keyFile, f"{key}\n".encode())
+                replaceFile(senders, f'[senders.{_SENDER}]\nkeys = ["{hashed}"]\n'.encode())
         except (OSError, ValueError) as error:
             raise usage.UsageError(f"--self-signed {directory}: {why(error)}") from None
-        return Trial(certificates, _SENDER, keyFile)
+        return Trial(certificates, isNew, _SENDER if withSender else None, keyFile)
 
-    def _endpoint(self, name: str, description: str | None, trial: Trial | None) -> str | None:
+    def _endpoint(self, name: str, description: str, trial: Trial | None) -> str:
         """
         The description of an endpoint for Twisted.
         """
-        if description is None:
-            return None
         kind, _, rest = description.partition(":")
-        if kind == "tls" or rest == "":
-            if trial is None:
-                raise usage.UsageError(
-                    f"--{name}: {description} needs --self-signed; with a certificate of your own say "
-                    "ssl:PORT:privateKey=key.pem:certKey=cert.pem"
-                )
-            port = rest or kind
+        if kind.isdigit() and not rest:
+            kind, rest = "tls", kind
+        if kind == "tls" and "privateKey=" in rest:
+            raise usage.UsageError(f"--{name}: with a certificate of your own it is ssl:{rest}")
+        if kind == "tls" and trial is None:
+            raise usage.UsageError(
+                f"--{name} {description} needs --self-signed; with a certificate of your own say "
+                "ssl:PORT:privateKey=key.pem:certKey=cert.pem"
+            )
+        if trial is not None and kind in ("tls", "ssl") and "privateKey=" not in rest:
             key = quoteStringArgument(str(trial.certificates.key))
             certificate = quoteStringArgument(str(trial.certificates.certificate))
-            return f"ssl:{port}:privateKey={key}:certKey={certificate}"
-        if kind == "tcp":
-            interface = re.search(r"(?:^|:)interface=((?:\\:|[^:])+)", rest)
-            host = interface[1].replace("\\:", ":") if interface else ""
-            if not isLoopback(host) and name != "http":
-                self._refusePlain(name, description)
+            return f"ssl:{rest}:privateKey={key}:certKey={certificate}"
+        if name != "http" and _isOpen(description):
+            what = "server keys" if name == "xmpp" else "messages and the secrets of devices"
+            raise usage.UsageError(
+                f"--{name} {description} would send {what} unencrypted over the network: use ssl:PORT:"
+                "privateKey=key.pem:certKey=cert.pem, or interface=127.0.0.1 behind a proxy that does TLS"
+            )
         return description
 
-    def _refusePlain(self, name: str, description: str) -> NoReturn:
-        """
-        Keep secrets off the network.
-        """
-        what = "server keys" if name == "xmpp" else "messages and the secrets of devices"
-        raise usage.UsageError(
-            f"--{name} {description} would send {what} unencrypted over the network: use ssl:PORT:"
-            "privateKey=key.pem:certKey=cert.pem, or interface=127.0.0.1 behind a proxy that does TLS"
-        )
+
+def _isOpen(description: str) -> bool:
+    """
+    Whether other machines can connect to an endpoint, and send what everybody on
+    the way can read, as far as that can be told.
+    """
+    # Only what a proxy says of the client comes before the rest.
+    description = description.removeprefix("haproxy:")
+    plain = description.partition(":")[0] in ("tcp", "systemd", "stdio")
+    return plain and not isLocal(description)

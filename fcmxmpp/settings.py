@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from fcmxmpp import __version__
+from fcmxmpp.files import why
 from fcmxmpp.store.database import parseStore
 
 
@@ -27,7 +28,7 @@ else:
     import tomli as tomllib
 
 
-__all__ = ["SettingsOptions", "die", "firstLine", "why"]
+__all__ = ["SettingsOptions", "die", "firstLine"]
 
 
 class SettingsOptions(usage.Options):
@@ -209,10 +210,3 @@ def firstLine(path: str, what: str) -> str:
     if not lines or not lines[0].strip():
         raise usage.UsageError(f"the first line of the {what} file is empty: {path}")
     return lines[0].strip()
-
-
-def why(error: Exception) -> str:
-    """
-    What went wrong with a file, in few words.
-    """
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

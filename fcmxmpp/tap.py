@@ -232,7 +232,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     store = None
     if settings.store is not None:
         store = ProcessStore(
-            settings.store, reactor, settings.remember, "fcm-xmpp", settings.announce, settings.daemon
+            settings.store,
+            reactor,
+            settings.remember,
+            "fcm-xmpp",
+            settings.announce,
+            settings.daemon,
+            look="fcmxmpp inbox list",
         )
         store.setServiceParent(services)
     Interpreter().setServiceParent(services)

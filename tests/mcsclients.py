@@ -5,6 +5,8 @@ that it needs to have somebody to talk to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -67,6 +69,7 @@ class DeviceClient:
         self.connected = True
         self._decoder = FrameDecoder()
         self.frames: list[tuple[int, Any]] = []
+        self._pieces: list[bytes] | None = None
         self.stream.makeConnection(self.transport)
         self.stream.dataReceived(bytes([version]))
 
@@ -95,7 +98,21 @@ class DeviceClient:
         """
         Send a frame.
         """
-        self.stream.dataReceived(encodeFrame(tag, message.SerializeToString()))
+        frame = encodeFrame(tag, message.SerializeToString())
+        if self._pieces is None:
+            self.stream.dataReceived(frame)
+        else:
+            self._pieces.append(frame)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """
+        Send all that is sent meanwhile in one piece.
+        """
+        self._pieces = []
+        yield
+        pieces, self._pieces = self._pieces, None
+        self.stream.dataReceived(b"".join(pieces))
 
     def login(
         self, identity: Identity, received: list[str] | None = None, loginID: str = "chrome-99"

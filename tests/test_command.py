@@ -12,6 +12,7 @@ import shlex
 import stat
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -20,8 +21,11 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from fcmxmpp import __version__
 from fcmxmpp.command import program
+from fcmxmpp.devicecommand import device as deviceCommand
 from fcmxmpp.errors import Expired, Nacked
 from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.senders import readSenders
 from fcmxmpp.store import browse, inbox
 from fcmxmpp.store.database import lock
 from fcmxmpp.store.sqlite import SQLiteStore
@@ -873,11 +877,17 @@ class PageTests(SynchronousTestCase):
         results = {}
         for command in commands:
             self.assertTrue(command.startswith("fcmxmpp "))
+            if command.startswith("fcmxmpp device "):
+                # Needs a connection server; test_device_peers.py has one.
+                continue
+            command, _, output = command.partition(" >")
             if "--older-than" in command:
                 store.dead("m-5", body=b"{", at=now - 30 * 86_400)
             result = run(store, command.removeprefix("fcmxmpp "), COLUMNS="140")
             self.assertEqual(0, result.exit_code, result.output)
             results[command.removeprefix("fcmxmpp ")] = result.output
+            if output:
+                Path(output).write_text(result.stdout)
 
         def masked(text: str) -> str:
             return re.sub("[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}", "MM-DD hh:mm", text)
@@ -890,14 +900,22 @@ class PageTests(SynchronousTestCase):
         )
         self.assertEqual("1 message dropped\n", results["inbox drop --all --yes --older-than 4w"])
         self.assertEqual("1 message retried\n", results["outbox retry d-1"])
-        self.assertEqual(8, len(results))
+        registry = Registry(readSenders(Path("senders.toml").read_text()))
+        self.assertEqual(
+            [False, True],
+            [
+                registry.mayLogIn("123456789", Path(name).read_text().strip())
+                for name in ("server-key.txt", "new-key.txt")
+            ],
+        )
+        self.assertEqual(12, len(results))
 
     def test_optionsExist(self) -> None:
         """
         Every option that it names is one.
         """
         known = {"--help", "--version"}
-        for box in program.commands.values():
+        for box in [*program.commands.values(), deviceCommand]:
             for command in box.commands.values():  # type: ignore[attr-defined]
                 known |= {option for parameter in command.params for option in parameter.opts}
         known |= {f"--{parameter[0]}" for parameter in Options.optParameters}

@@ -248,6 +248,7 @@ class DeviceTests(SynchronousTestCase):
             (({}, "", "u", 9), "invalid_parameters"),
             (({"a": 1}, TO, "u", 9), "invalid_parameters"),
             (({"a": "\ud800"}, TO, "u", 9), "invalid_parameters"),
+            (({}, "\ud800", "u", 9), "invalid_parameters"),
             (({"a": "x" * 4096}, TO, "u", 9), "messagetoobig"),
         ):
             failure = self.failureResultOf(device.sendMessage(*arguments), NotSent)  # type: ignore[arg-type]
@@ -305,6 +306,20 @@ class DeviceTests(SynchronousTestCase):
         self.device()
         self.assertEqual([100], self.app.deleted)
         self.assertEqual(1, len(self.app.received))
+
+    def test_noApp(self) -> None:
+        """
+        What comes while there is no app stays at the connection server for a
+        later one.
+        """
+        app, self.app = self.app, None  # type: ignore[assignment]  # as fcmxmpp device send
+        first = self.device()
+        self.appServer.downstream(to=first.token, message_id="d-1")
+        self.pump()
+        self.stop(first)
+        self.app = app
+        self.device()
+        self.assertEqual(1, len(app.received))
 
     def test_appFails(self) -> None:
         """

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import ssl
 import sys
+import tempfile
 import urllib.request
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,7 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from fcmxmpp.mcs import wire
 from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame
 from fcmxmpp.registrations import APP_LIMIT
-from tests.checkout import CHECKOUT
+from tests.checkout import CHECKOUT, childEnvironment, script
 from tests.children import PATIENCE, Child
 from tests.devicepeers import CHROMIUM, PEERS, Chromium, Relay, Servers, skipUnless
 
@@ -170,6 +173,65 @@ class ChromiumTests(SynchronousTestCase):
         self.assertReceived("u-2", 3600, op="last")
         self.assertEqual([], self.chromium.unexpected())
         self.servers.stop()
+
+
+class ReadmeTests(SynchronousTestCase):
+    """
+    The README's first try of a connection server.
+    """
+
+    timeout = 120
+
+    def test_firstTry(self) -> None:
+        """
+        Its commands do what it says, one after the other, on other ports.
+        """
+        readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+        server, app, device = (
+            next(block for block in blocks if what in block)
+            for what in ("--self-signed trial", "trial/server-key.txt", "$DEVICE")
+        )
+        directory = Path(tempfile.mkdtemp()).resolve()
+        self.addCleanup(shutil.rmtree, directory)
+        path = os.pathsep.join([os.path.dirname(script("twistd")), os.environ["PATH"]])
+
+        def run(command: str) -> Child:
+            # So that a signal to the shell gets to what it runs.
+            lines = command.strip().splitlines()
+            child = Child(
+                ["sh", "-ec", "exec " + command if lines[0].startswith("twistd") else command],
+                directory,
+                childEnvironment(PATH=path),
+            )
+            self.addCleanup(child.cleanUp)
+            return child
+
+        ports = " ".join(f"--{name} tls:0:interface=127.0.0.1" for name in ("xmpp", "devices", "http"))
+        running = run(
+            server.replace("--self-signed", f"{ports} --self-signed").replace("-n ", "-n --pidfile= ")
+        )
+        said = {
+            port: running.until(f"{who} connect to port ([0-9]+)")[1]
+            for port, who in (
+                ("5235", "app servers"),
+                ("5228", "devices"),
+                ("8443", "check-ins and registrations"),
+            )
+        }
+
+        def here(command: str) -> str:
+            return re.sub("5235|5228|8443", lambda match: said[match[0]], command)
+
+        answering = run(here(app))
+        answering.until("is logged in\n")
+        talking = run(here(device))
+        self.assertEqual(0, talking.end(), talking.tail())
+        sent, received = talking.out.splitlines()
+        self.assertEqual({"greeting": "hello"}, json.loads(received)["data"])
+        self.assertTrue(sent)
+        for child in (answering, running):
+            self.assertEqual(0, child.stop(), child.tail())
 
 
 class _Process:

@@ -5,8 +5,11 @@ The launchers of tap/ run.
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import tempfile
 from contextlib import closing
@@ -14,9 +17,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from fcmxmpp.serveroptions import ServerOptions
 from fcmxmpp.store.browse import openStore
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT, childEnvironment, script
+from tests.children import PATIENCE, Child
 
 
 class TacTests(SynchronousTestCase):
@@ -101,6 +106,91 @@ class TacTests(SynchronousTestCase):
         self.assertEqual(1, done.returncode)
         self.assertEqual("FCM_STORE: a store has to be sqlite:PATH", done.stdout.splitlines()[-1])
         self.assertNotIn("Traceback", done.stdout)
+
+
+class ConnectionServerTests(SynchronousTestCase):
+    """
+    What there is for a connection server.
+    """
+
+    def setUp(self) -> None:
+        """
+        Have a directory, and the files of tap/ at hand.
+        """
+        self.directory = Path(tempfile.mkdtemp()).resolve()
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.files = CHECKOUT / "tap"
+        self.sample = self.files / "fcm-connection-server.toml"
+
+    def options(self, *arguments: str) -> ServerOptions:
+        """
+        Read options.
+        """
+        options = ServerOptions()
+        options.environ = {}
+        options.parseOptions(arguments)
+        return options
+
+    def test_sampleConfiguration(self) -> None:
+        """
+        The sample configuration is one that the command line takes, and names
+        every setting.
+        """
+        settings = self.options("--config", str(self.sample)).settings
+        for port, endpoint in ((5235, settings.xmpp), (5228, settings.devices), (443, settings.http)):
+            self.assertRegex(
+                str(endpoint), f"^ssl:{port}:privateKey=/run/credentials/.*key.pem:certKey=.*cert"
+            )
+        self.assertIsNone(settings.trial)
+        text = self.sample.read_text(encoding="utf-8")
+        for name, *_ in [*ServerOptions.optParameters, *ServerOptions.optFlags]:
+            if name != "config":
+                self.assertRegex(text, f"(?m)^#?{name} = ")
+
+    def test_unit(self) -> None:
+        """
+        The unit starts the program with the sample configuration, hands over
+        the files that this names, gives app servers the time that they are
+        promised, and has the senders read again.
+        """
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str  # type: ignore[assignment, method-assign]
+        text = (self.files / "fcm-connection-server.service").read_text(encoding="utf-8")
+        unit.read_string(text)
+        service = unit["Service"]
+        words = service["ExecStart"].split()
+        self.assertEqual(["-n", "--pidfile=", "fcm-connection-server", "--config"], words[1:5])
+        self.assertEqual(f"/etc/fcm-connection-server/{self.sample.name}", words[5])
+        settings = self.options("--config", str(self.sample)).settings
+        self.assertGreater(int(service["TimeoutStopSec"]), settings.grace + 10)
+        self.assertEqual("/bin/kill -HUP $MAINPID", service["ExecReload"])
+        for name in re.findall("credentials/fcm-connection-server.service/([a-z.]+)", str(settings.xmpp)):
+            self.assertIn(f"LoadCredential={name}:/etc/fcm-connection-server/{name}\n", text)
+        self.assertEqual(f"sqlite:/var/lib/{service['StateDirectory']}/store.db", f"sqlite:{settings.store}")
+
+    def test_tac(self) -> None:
+        """
+        The application runs, with a service of one's own, and ends in order.
+        """
+        config = self.directory / "config.toml"
+        config.write_text('self-signed = "trial"\nxmpp = "tls:0:interface=127.0.0.1"\n')
+        child = Child(
+            [script("twistd"), "-n", "--pidfile=", "-y", str(self.files / "fcm-connection-server.tac")],
+            self.directory,
+            childEnvironment(FCM_CONFIG=str(config)),
+        )
+        self.addCleanup(child.cleanUp)
+        port = child.until("app servers connect to port ([0-9]+) of 127.0.0.1", "out")[1]
+        child.until("Hello#info] the connection server has started", "out")
+        context = ssl.create_default_context(cafile=str(self.directory / "trial" / "certs" / "ca.pem"))
+        with (
+            socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            self.assertIsNotNone(secure.version())
+        self.assertEqual(0, child.stop(), child.tail())
+        self.assertIn("stopped; upstream: 0 from devices", child.out)
+        self.assertNotIn("Traceback", child.out + child.err)
 
 
 class ConfigurationTests(SynchronousTestCase):

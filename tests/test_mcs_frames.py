@@ -4,6 +4,7 @@ Tests for L{fcmxmpp.mcs.frames} and L{fcmxmpp.mcs.wire}.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,9 +38,9 @@ class WireTests(SynchronousTestCase):
         from grpc_tools import protoc
 
         source = CHECKOUT / "fcmxmpp" / "mcs"
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        result = Path(directory.name, "wire.binpb")
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        result = Path(directory, "wire.binpb")
         command = ["protoc", f"-I{source}", f"--descriptor_set_out={result}", str(source / "wire.proto")]
         self.assertEqual(0, protoc.main(command))
         expected = descriptor_pb2.FileDescriptorSet.FromString(result.read_bytes())

@@ -5,6 +5,10 @@ values, and both with each other.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import given
@@ -39,6 +43,7 @@ from fcmxmpp.mcs.session import (
     Write,
 )
 from fcmxmpp.registrations import Identity
+from tests.checkout import childEnvironment
 
 
 IDENTITY = Identity(8416925632412385, 2326893975609101281)
@@ -67,6 +72,13 @@ def stanza(name: str = "x", **fields: Any) -> bytes:
     message = wire.DataMessageStanza(**{"from": "1"}, category="c", persistent_id=name, **fields)
     serialized: bytes = message.SerializeToString()
     return serialized
+
+
+def _iq(iq: Any) -> bytes:
+    """
+    An IQ, as a frame.
+    """
+    return encodeFrame(Tag.IQ_STANZA, iq.SerializeToString())
 
 
 def written(outputs: list[Any]) -> bytes:
@@ -190,6 +202,33 @@ class ServerTests(SynchronousTestCase):
             self.assertIsInstance(session.receive(data, 0.0)[-1], Hangup, data)
             self.assertTrue(session.isOver)
 
+    def test_notCompiled(self) -> None:
+        """
+        With a protobuf that is written in Python, which raises something else for
+        what is no Unicode, that ends the conversation as well.
+        """
+        request = wire.LoginRequest(id="x", domain="d", user="1", resource="1", auth_token="2")
+        bad = request.SerializeToString().replace(b"\x0a\x01x", b"\x0a\x01\xff")
+        ack = wire.IqStanza(type=wire.IqStanza.SET, id="")
+        ack.extension.id, ack.extension.data = 12, b"\x0a\x01\xff"
+        program = (
+            "from google.protobuf.internal.api_implementation import Type\n"
+            "from fcmxmpp.mcs.session import Hangup, ServerSession\n"
+            "assert Type() == 'python'\n"
+            f"for login, then in (({encodeFrame(2, bad)!r}, b''), ({login()!r}, {_iq(ack)!r})):\n"
+            "    session = ServerSession(0.0)\n"
+            "    outputs = session.receive(b'\\x29' + login, 0.0)\n"
+            "    if then:\n"
+            "        session.accept(0.0)\n"
+            "        outputs = session.receive(then, 0.0)\n"
+            "    print(type(outputs[-1]).__name__)\n"
+        )
+        environment = childEnvironment(PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="python")
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        self.assertEqual(("Hangup\nHangup\n", ""), (done.stdout, done.stderr))
+
     def test_early(self) -> None:
         """
         What comes behind the login request is dealt with when that is answered,
@@ -197,16 +236,42 @@ class ServerTests(SynchronousTestCase):
         """
         session = ServerSession(0.0)
         session.receive(b"\x29" + login() + b"\x00\x00" + encodeFrame(8, stanza()), 0.0)
-        outputs = session.accept(0.0)
+        self.assertEqual(
+            [Tag.LOGIN_RESPONSE, Tag.IQ_STANZA], [tag for tag, _ in frames(written(session.accept(0.0)))]
+        )
+        # What goes out in between does not say that these have come.
+        (delivered,) = frames(written(session.deliver("d", stanza(), 0.0)))
+        self.assertEqual(0, delivered[1].last_stream_id_received)
+        outputs = session.receive(b"", 0.0)
         (uploaded,) = [output for output in outputs if isinstance(output, Uploaded)]
         self.assertEqual(3, uploaded.streamID)
         self.assertEqual(2, frames(written(outputs))[-1][1].last_stream_id_received)
-        session = ServerSession(0.0)
-        session.receive(b"\x29" + login() + b"\x08\x01\xff" + b"\x00\x00", 0.0)
-        self.assertIsInstance(session.accept(0.0)[-1], Hangup)
-        session = ServerSession(0.0)
-        session.receive(b"\x29" + login() + b"\x04\x00" + b"\x00\x00", 0.0)
-        self.assertIsInstance(session.accept(0.0)[-1], Hangup)
+        self.assertEqual([], session.receive(b"", 0.0))
+        (acknowledged,) = frames(written(session.stored([3], 0.0)))
+        self.assertEqual(3, acknowledged[1].last_stream_id_received)
+
+    def test_earlyRubbish(self) -> None:
+        """
+        What comes behind the login request and ends the conversation ends it
+        when it is dealt with.
+        """
+        for rubbish in (b"\x08\x01\xff", b"\x04\x00"):
+            session = ServerSession(0.0)
+            session.receive(b"\x29" + login() + rubbish + b"\x00\x00", 0.0)
+            session.accept(0.0)
+            (hangup,) = session.receive(b"\x00\x00", 0.0)
+            self.assertIsInstance(hangup, Hangup)
+
+    def test_earlyTooMuch(self) -> None:
+        """
+        Before it is known who this is, neither many frames are kept nor many
+        bytes.
+        """
+        for many in (b"\x00\x00" * 17, encodeFrame(8, bytes(20_000)) * 2):
+            session = ServerSession(0.0)
+            session.receive(b"\x29" + login(), 0.0)
+            (hangup,) = session.receive(many, 0.0)
+            self.assertIsInstance(hangup, Hangup)
 
     def test_heartbeat(self) -> None:
         """
@@ -289,6 +354,19 @@ class ServerTests(SynchronousTestCase):
             self.assertIsInstance(
                 session.receive(encodeFrame(tag, body.SerializeToString()), 0.0)[-1], Hangup
             )
+
+    def test_withdraw(self) -> None:
+        """
+        What is waited for no longer comes back no more, and the rest is told as
+        before.
+        """
+        session = self.opened()
+        for handle in "abc":
+            session.deliver(handle, stanza(), 0.0)
+        session.withdraw(lambda handle: handle == "b")
+        self.assertEqual(2, session.unacknowledged)
+        frame = encodeFrame(0, wire.HeartbeatPing(last_stream_id_received=5).SerializeToString())
+        self.assertIn(Delivered(["a", "c"]), session.receive(frame, 0.0))
 
     def test_confirmed(self) -> None:
         """
@@ -451,9 +529,18 @@ _STEP = st.one_of(
     st.tuples(st.just("deliver"), st.integers(1, 3)),
     st.tuples(st.just("store"), st.integers(0, 9)),
     st.tuples(st.just("process"), st.integers(0, 9)),
-    st.tuples(st.just("device wakes"), st.just(0)),
+    # So little that it does not lose its patience however often it wakes.
+    st.tuples(st.just("device wakes"), st.just(1)),
     st.tuples(st.just("carry to server"), st.integers(1, 60)),
     st.tuples(st.just("carry to device"), st.integers(1, 60)),
+)
+
+
+_CUT_STEP = st.tuples(
+    st.sampled_from(
+        ["upload", "post", "store", "process", "carry to server", "carry to device", "device wakes", "cut"]
+    ),
+    st.integers(1, 200),
 )
 
 
@@ -486,6 +573,7 @@ class TogetherTests(SynchronousTestCase):
                     toDevice.extend(output.data)
                 elif isinstance(output, LoginAsked):
                     atServer(server.accept(now))
+                    atServer(server.receive(b"", now))
                 elif isinstance(output, Uploaded):
                     notStored.append((output.streamID, output.stanza.persistent_id))
                 else:
@@ -515,7 +603,7 @@ class TogetherTests(SynchronousTestCase):
         carry(1 << 20, toServer)
         carry(1 << 20, toDevice)
         # In the end everything is dealt with, and a heartbeat tells the rest.
-        end = [("store", 0)] * 200 + [("process", 0)] * 200 + [("device wakes", 0)]
+        end = [("store", 0)] * 200 + [("process", 0)] * 200 + [("device wakes", 11)]
         for name, count in [*steps, *[("carry to server", 1 << 20), ("carry to device", 1 << 20)], *end]:
             if name == "upload":
                 for _ in range(count):
@@ -534,7 +622,7 @@ class TogetherTests(SynchronousTestCase):
                 processed += 1
                 atDevice(device.processed(notProcessed.pop(count % len(notProcessed)), count % 2 == 0, now))
             elif name == "device wakes":
-                now += 11
+                now += count
                 atDevice(device.wake(now))
             elif name == "carry to server":
                 carry(count, toServer)
@@ -546,3 +634,166 @@ class TogetherTests(SynchronousTestCase):
             carry(1 << 20, which)
         self.assertEqual([f"u-{number}" for number in range(uploads)], acknowledged)
         self.assertEqual(list(range(deliveries)), delivered)
+
+    @given(st.lists(_CUT_STEP, max_size=80))
+    def test_cuts(self, steps: list[tuple[str, int]]) -> None:
+        """
+        However often the connection is cut, and wherever in the bytes: what is
+        acknowledged is in safe hands at that moment, and once all has been
+        carried, each upload has been acknowledged once and each message has been
+        taken out of its mailbox once.
+        """
+        world = _Cuts(self)
+        for step in [*steps, ("cut", 0)]:
+            world.take(*step)
+        for _ in range(20):
+            world.settle()
+        self.assertEqual([], list(world.uploads))
+        self.assertEqual([], list(world.mailbox))
+        self.assertEqual(world.stored, set(world.acknowledged))
+        self.assertEqual({1}, {1, *world.acknowledged.values(), *world.delivered.values()})
+        self.assertEqual(world.posted, len(world.delivered))
+
+
+class _Cuts:
+    """
+    A device and a server that remember over connections what has to be.
+
+    @ivar uploads: what the device has and the server has not acknowledged.
+    @ivar stored: what the server has.
+    @ivar acknowledged: how often each upload was acknowledged.
+    @ivar mailbox: what the server has and the device has not.
+    @ivar posted: how much was ever put in there.
+    @ivar delivered: how often each was taken out.
+    """
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        self.case = case
+        self.now = 0.0
+        self.uploads: dict[str, None] = {}
+        self.uploaded = 0
+        self.stored: set[str] = set()
+        self.acknowledged: Counter[str] = Counter()
+        self.mailbox: dict[str, None] = {}
+        self.posted = 0
+        self.delivered: Counter[str] = Counter()
+        #: What the device has processed and cannot know to be known.
+        self.received: dict[str, None] = {}
+        self.connect()
+
+    def connect(self) -> None:
+        """
+        Begin a connection.
+        """
+        self.server = ServerSession(self.now)
+        self.device = DeviceSession(IDENTITY, "test-1", self.received, self.now, 10.0)
+        self.toServer, self.toDevice = bytearray(), bytearray()
+        self.isLoggedIn = False
+        self.notStored: list[tuple[int, str]] = []
+        self.notProcessed: list[tuple[int, str]] = []
+        self.atDevice(self.device.start())
+
+    def atServer(self, outputs: list[Any]) -> None:
+        """
+        Do what the server's session wants done.
+        """
+        for output in outputs:
+            if isinstance(output, Write):
+                self.toDevice += output.data
+            elif isinstance(output, LoginAsked):
+                self.forget(output.request.received_persistent_id)
+                self.atServer(self.server.accept(self.now))
+                for name in self.mailbox:
+                    self.deliver(name)
+                self.atServer(self.server.receive(b"", self.now))
+            elif isinstance(output, Uploaded):
+                self.notStored.append((output.streamID, output.stanza.persistent_id))
+            else:
+                self.case.assertIsInstance(output, Delivered)
+                self.forget(output.handles)
+
+    def deliver(self, name: str) -> None:
+        """
+        Have a message sent, unless it has to wait.
+        """
+        if self.server.room:
+            self.atServer(self.server.deliver(name, stanza(name), self.now))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """
+        The device says that it has messages.
+        """
+        for name in names:
+            self.case.assertIn(name, self.received)
+            if name in self.mailbox:
+                del self.mailbox[name]
+                self.delivered[name] += 1
+
+    def atDevice(self, outputs: list[Any]) -> None:
+        """
+        Do what the device's session wants done.
+        """
+        for output in outputs:
+            if isinstance(output, Write):
+                self.toServer += output.data
+            elif isinstance(output, Received):
+                self.notProcessed.append((output.streamID, output.stanza.persistent_id))
+            elif isinstance(output, UploadsAcknowledged):
+                for name in output.handles:
+                    self.case.assertIn(name, self.stored)
+                    del self.uploads[name]
+                    self.acknowledged[name] += 1
+            elif isinstance(output, Hangup):
+                # Nothing was carried for so long that the device thinks it is cut.
+                self.case.assertTrue(output.abort)
+                self.connect()
+            else:
+                self.case.assertIsInstance(output, LoggedIn)
+                self.isLoggedIn = True
+                for name in self.uploads:
+                    self.atDevice(self.device.upload(name, stanza(name), self.now))
+
+    def take(self, step: str, count: int) -> None:
+        """
+        Do one thing.
+        """
+        if step == "upload":
+            self.uploaded += 1
+            name = f"u-{self.uploaded}"
+            self.uploads[name] = None
+            if self.isLoggedIn:
+                self.atDevice(self.device.upload(name, stanza(name), self.now))
+        elif step == "post":
+            self.posted += 1
+            name = f"d-{self.posted}"
+            self.mailbox[name] = None
+            self.deliver(name)
+        elif step == "store" and self.notStored:
+            streamID, name = self.notStored.pop(count % len(self.notStored))
+            self.stored.add(name)
+            self.atServer(self.server.stored([streamID], self.now))
+        elif step == "process" and self.notProcessed:
+            streamID, name = self.notProcessed.pop(count % len(self.notProcessed))
+            self.received[name] = None
+            self.atDevice(self.device.processed(streamID, count % 2 == 0, self.now))
+        elif step == "carry to server":
+            data, self.toServer = bytes(self.toServer[:count]), self.toServer[count:]
+            self.atServer(self.server.receive(data, self.now))
+        elif step == "carry to device":
+            data, self.toDevice = bytes(self.toDevice[:count]), self.toDevice[count:]
+            self.atDevice(self.device.receive(data, self.now))
+        elif step == "device wakes":
+            self.now += 11
+            self.atDevice(self.device.wake(self.now))
+        elif step == "cut":
+            self.connect()
+
+    def settle(self) -> None:
+        """
+        Do everything that is to be done.
+        """
+        for step in ("carry to server", "carry to device", "device wakes", "carry to server"):
+            self.take(step, 1 << 20)
+        for step, what in (("store", self.notStored), ("process", self.notProcessed)):
+            while what:
+                self.take(step, 0)

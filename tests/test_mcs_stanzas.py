@@ -170,14 +170,16 @@ class UploadTests(SynchronousTestCase):
         """
         What a device of ours sends is read as it was meant.
         """
-        for persistent_id in (None, "7"):
-            made = uploadStanza(message_id, "123", "app", data, ttl, persistent_id, NOW, 5, "tok")
+        for persistent_id, queued in ((None, 0), ("7", 5)):
+            made = uploadStanza(message_id, "123", "app", data, ttl, persistent_id, NOW, queued, "tok")
             one = wire.DataMessageStanza.FromString(made.SerializeToString())
             upload = readUpload(one, Platform.OTHER, 1, NOW)
             self.assertEqual(
-                (data, ttl, message_id, NOW - 5 + ttl),
+                (data, ttl, message_id, NOW - queued + ttl),
                 (upload.data, upload.time_to_live, upload.message_id, upload.expires),
             )
+            # In seconds, as phones send it.
+            self.assertEqual(NOW, one.sent)
 
 
 class MailTests(SynchronousTestCase):
@@ -323,14 +325,6 @@ class WebPushTests(SynchronousTestCase):
         data = {each.key: each.value for each in result.app_data}
         self.assertEqual({"subtype", "crypto-key", "encryption"}, set(data))
         self.assertEqual("wp:x#1", data["subtype"])
-        plain = http_ece.decrypt(
-            result.raw_data,
-            salt=urlsafe_b64decode(data["encryption"].removeprefix("salt=")),
-            private_key=self.private,
-            dh=urlsafe_b64decode(data["crypto-key"].removeprefix("dh=")),
-            auth_secret=self.auth,
-            version="aesgcm",
-        )
         self.assertEqual(
             {
                 "data": {"k": "\u4f60"},
@@ -340,8 +334,38 @@ class WebPushTests(SynchronousTestCase):
                 "notification": {"title": "Hi"},
                 "collapse_key": "c",
             },
-            msgspec.json.decode(plain),
+            self.decrypted(result),
         )
+
+    def decrypted(self, stanza: Any) -> Any:
+        """
+        What a receiver makes of a message.
+        """
+        data = {each.key: each.value for each in stanza.app_data}
+        return msgspec.json.decode(
+            http_ece.decrypt(
+                stanza.raw_data,
+                salt=urlsafe_b64decode(data["encryption"].removeprefix("salt=")),
+                private_key=self.private,
+                dh=urlsafe_b64decode(data["crypto-key"].removeprefix("dh=")),
+                auth_secret=self.auth,
+                version="aesgcm",
+            )
+        )
+
+    def test_least(self) -> None:
+        """
+        A message of next to nothing says no more than it has to, and no two are
+        encrypted alike.
+        """
+        message = DownstreamMessage(data={"k": "v"})
+        first, second = sent(mail(message, self.keys)), sent(mail(message, self.keys))
+        self.assertEqual(
+            {"data": {"k": "v"}, "from": "123", "priority": "normal", "fcmMessageId": "0:1%1"},
+            self.decrypted(first),
+        )
+        self.assertEqual(self.decrypted(first), self.decrypted(second))
+        self.assertNotEqual(first.raw_data, second.raw_data)
 
     def test_keys(self) -> None:
         """

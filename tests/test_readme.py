@@ -11,14 +11,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 import fcmxmpp.testing
 from fcmxmpp import errors
+from fcmxmpp.devicecache import DeviceCache
+from fcmxmpp.devicecommand import device
 from fcmxmpp.interfaces import IDownstreamSender
 from fcmxmpp.messages import Ack, DownstreamMessage
+from fcmxmpp.senderscommand import senders
+from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.senders import readSenders
+from fcmxmpp.serveroptions import ServerOptions
 from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.tap import Options
 from tests.checkout import CHECKOUT
@@ -57,7 +65,7 @@ class PythonTests(SynchronousTestCase):
         """
         The handler and the sending of the README pass the test of the README.
         """
-        self.assertEqual(4, len(blocks("python")))
+        self.assertEqual(5, len(blocks("python")))
         self.run_()
 
     def test_plain(self) -> None:
@@ -145,11 +153,24 @@ class PythonTests(SynchronousTestCase):
         pair.advance(2)
         self.assertEqual((["d-1"], [("d-2", "Nacked")]), (made[0].accepted, made[0].failed))
 
+    def test_device(self) -> None:
+        """
+        The device of the README is one, and keeps what it cannot send yet.
+        """
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
+        namespace = self.run_()
+        namespace["DeviceCache"] = lambda name: DeviceCache(str(directory / name))
+        device = namespace["makeDevice"](MemoryReactorClock(), None)
+        sent = namespace["report"](device, "21")
+        self.assertNoResult(sent)
+        self.assertEqual(1, device.unsent)
+
     def test_untestedHandlerIsNoticed(self) -> None:
         """
         The test of the README fails for a handler that does nothing.
         """
-        handler, sending, _, check = blocks("python")
+        handler, sending, _, _, check = blocks("python")
         namespace: dict[str, Any] = {}
         exec(compile(sending, "README.md", "exec"), namespace)
         exec(compile(handler.replace("self.sender.send(", "self.other("), "README.md", "exec"), namespace)
@@ -185,6 +206,14 @@ class CommandTests(SynchronousTestCase):
         stored = [command for command in commands if "fcm.db" in command]
         self.assertEqual(2, len(stored))
         real += stored
+        # Run, with other ports, by test_device_peers.ReadmeTests.
+        tried = [command for command in commands if "trial" in command or "$DEVICE" in command]
+        self.assertEqual(3, len(tried))
+        real += tried
+        # Its options are tried below, and those of senders by test_senders.
+        earnest = [command for command in commands if "senders.toml" in command]
+        self.assertEqual(1, len(earnest))
+        real += earnest
         # Takes minutes and all of the machine, so it is for people; its target at least is there.
         self.assertRegex((CHECKOUT / "Makefile").read_text(encoding="utf-8"), r"(?m)^bench:")
         real.append("make bench")
@@ -210,6 +239,29 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual("myapp.fcm.Inbox", options.settings.handler)
         self.assertEqual("123456789", options.settings.senderID)
 
+    def test_connectionServerInEarnest(self) -> None:
+        """
+        The commands for a connection server in earnest are made of options that
+        exist, and the one makes what the other reads.
+        """
+        (block,) = [block for block in blocks("sh") if "senders.toml" in block]
+        first, second = block.replace("\\\n", " ").strip().splitlines()
+        directory = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, directory)
+        file = str(directory / "senders.toml")
+        words = [file if word == "senders.toml" else word for word in shlex.split(first.partition(">")[0])]
+        self.assertEqual(["fcmxmpp", "senders"], words[:2])
+        result = CliRunner().invoke(senders, words[2:])
+        self.assertEqual(0, result.exit_code, result.output)
+        words = [file if word == "senders.toml" else word for word in shlex.split(second)]
+        self.assertEqual(["twistd", "-n", "fcm-connection-server"], words[:3])
+        options = ServerOptions()
+        options.environ = {}
+        options.parseOptions(words[3:])
+        key = result.stdout.strip()
+        self.assertTrue(Registry(readSenders(Path(file).read_text())).mayLogIn("123456789", key))
+        self.assertEqual("ssl:443:privateKey=key.pem:certKey=cert.pem", options.settings.http)
+
     def test_optionsExist(self) -> None:
         """
         Every option that the README names is one.
@@ -221,6 +273,15 @@ class CommandTests(SynchronousTestCase):
         known |= {"--unix-socket"}
         # These are the command fcmxmpp's; tests/test_commandline.py runs it with them.
         known |= {"--all", "--json", "--state"}
+        known |= {f"--{each[0]}" for each in ServerOptions.optParameters + ServerOptions.optFlags}
+        # These are the device's and the senders file's.
+        known |= {
+            option
+            for group in (device, senders)
+            for command in group.commands.values()
+            for parameter in command.params
+            for option in parameter.opts
+        }
         named = set(re.findall(r"--[a-z][a-z-]+", README))
         self.assertEqual(set(), named - known)
         self.assertTrue(named)

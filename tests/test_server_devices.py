@@ -83,18 +83,18 @@ class LoginTests(DeviceCase):
 
     def test_notANumber(self) -> None:
         """
-        A device that says that it is no number is refused.
+        A device that says that it is no number is refused, and so is one whose
+        number is larger than any can be: the store is not asked for it.
         """
-        client = self.world.connect()
-        client.send(
-            Tag.LOGIN_REQUEST,
-            wire.LoginRequest(
-                id="x", domain="d", user="9" * 30, resource="r", auth_token="\N{SUPERSCRIPT TWO}"
-            ),
-        )
-        self.world.clock.advance(0.25)
-        ((_, response),) = client.look()
-        self.assertEqual(401, response.error.code)
+        for user, token in (("9" * 30, "\N{SUPERSCRIPT TWO}"), ("9" * 19, "1"), ("1", str(1 << 63))):
+            client = self.world.connect()
+            client.send(
+                Tag.LOGIN_REQUEST,
+                wire.LoginRequest(id="x", domain="d", user=user, resource="r", auth_token=token),
+            )
+            self.world.clock.advance(2)
+            ((_, response),) = client.look()
+            self.assertEqual(401, response.error.code)
 
     def test_deadline(self) -> None:
         """
@@ -208,6 +208,15 @@ class DownstreamTests(DeviceCase):
             names[2:], [each.persistent_id for tag, each in again.frames if tag == Tag.DATA_MESSAGE_STANZA]
         )
 
+    def test_receivedMuch(self) -> None:
+        """
+        A device that has acknowledged nothing for days logs in with thousands of
+        names.
+        """
+        names = [f"0:1700000000000000%{number:016x}" for number in range(6000)]
+        client = self.device(received=names)
+        self.assertEqual([Tag.LOGIN_RESPONSE, Tag.IQ_STANZA], [tag for tag, _ in client.frames])
+
     def test_receipt(self) -> None:
         """
         A receipt is sent when the device has acknowledged the message, for
@@ -224,6 +233,26 @@ class DownstreamTests(DeviceCase):
         (receipt,) = app.delivered()
         self.assertEqual("dr2:m-1", receipt["message_id"])
         self.assertEqual(self.token, receipt["data"]["device_registration_id"])
+
+    def test_receiptOnce(self) -> None:
+        """
+        A device that says by its name that it has a message, and then by its
+        number, makes one receipt.
+        """
+        app = self.world.appServer()
+        client = self.device()
+        app.downstream(to=self.token, message_id="m-1", delivery_receipt_requested=True)
+        (stanza,) = client.stanzas()
+        iq = wire.IqStanza(type=wire.IqStanza.SET, id="")
+        iq.extension.id = 12
+        iq.extension.data = wire.SelectiveAck(id=[stanza.persistent_id]).SerializeToString()
+        client.send(Tag.IQ_STANZA, iq)
+        self.world.settle()
+        (receipt,) = app.delivered()
+        app.ack(receipt["message_id"], to=receipt["from"])
+        client.heartbeat(3)
+        self.world.settle()
+        self.assertEqual([], app.delivered())
 
     def test_refused(self) -> None:
         """
@@ -254,6 +283,17 @@ class DownstreamTests(DeviceCase):
         self.assertEqual(79, len(client.stanzas()))
         app.downstream(to=self.token, message_id="m-80")
         self.assertEqual(1, len(client.stanzas()))
+
+    def test_readsNothing(self) -> None:
+        """
+        Nothing is read of a device that does not read its answers, so that they
+        do not pile up; when it reads again it is heard again.
+        """
+        client = self.device()
+        client.stream.pauseProducing()
+        self.assertEqual("paused", client.transport.producerState)
+        client.stream.resumeProducing()
+        self.assertEqual("producing", client.transport.producerState)
 
     def test_neverAcknowledges(self) -> None:
         """
@@ -298,6 +338,23 @@ class UpstreamTests(DeviceCase):
                 "category": APP,
             },
             message,
+        )
+        self.assertEqual(2, client.acknowledged())
+
+    def test_early(self) -> None:
+        """
+        What a device sends without waiting for the answer to its login is
+        passed on and acknowledged, behind that answer.
+        """
+        app = self.world.appServer()
+        client = self.world.connect()
+        with client.together():
+            client.login(self.identity)
+            client.upload("u-1")
+        self.world.settle()
+        self.assertEqual(["u-1"], [message["message_id"] for message in app.delivered()])
+        self.assertEqual(
+            [Tag.LOGIN_RESPONSE, Tag.IQ_STANZA, Tag.IQ_STANZA], [tag for tag, _ in client.look()]
         )
         self.assertEqual(2, client.acknowledged())
 

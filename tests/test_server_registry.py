@@ -231,6 +231,19 @@ class LoginGuardTests(SynchronousTestCase):
         self.assertEqual(0.25, guard.refuse("192.0.2.2", 0.0))
         self.assertEqual(2.0, guard.refuse("192.0.2.1", 0.0))
 
+    def test_networks(self) -> None:
+        """
+        All IPv6 addresses that one household has count as one, busy or not.
+        """
+        guard = LoginGuard()
+        delays = [guard.refuse(f"2001:db8::{number:x}", 0.0) for number in range(4)]
+        self.assertEqual([0.25, 0.5, 1.0, 2.0], delays)
+        self.assertEqual(0.25, guard.refuse("2001:db8:0:1::1", 0.0))
+        for number in range(16):
+            guard.refuse(f"2001:db8::1:{number:x}", 0.0)
+        self.assertTrue(guard.isBusy("2001:db8::ffff:1", 0.0))
+        self.assertFalse(guard.isBusy("2001:db8:0:1::1", 0.0))
+
     def test_forgiveness(self) -> None:
         """
         An address that was quiet for more than ten minutes has a clean slate;

@@ -9,6 +9,7 @@ import gzip
 import json
 import zlib
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,15 +22,16 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.errors import StoreUnavailable
 from fcmxmpp.mcs import wire
 from fcmxmpp.messages import DownstreamMessage
-from fcmxmpp.registrations import Application, Identity, looksLikeToken
-from fcmxmpp.server.http import MAX_BODY
+from fcmxmpp.registrations import TOPIC_LIMIT, Application, Identity, looksLikeToken
+from fcmxmpp.server.http import MAX_BATCH, MAX_BODY
 from fcmxmpp.server.ratelimit import RateLimit, networkOf
-from fcmxmpp.server.registry import Registry
+from fcmxmpp.server.registry import LoginGuard, Registry
 from fcmxmpp.server.site import site
 from fcmxmpp.store.memory import MemoryStore
 from tests.appservers import SENDERS
@@ -48,13 +50,15 @@ class Server:
     The HTTP side of a connection server, and what it changes.
     """
 
-    def __init__(self, rate: float = 10.0, burst: float = 10_000.0) -> None:
+    def __init__(
+        self, rate: float = 10.0, burst: float = 10_000.0, senders: Mapping[str, str] = SENDERS
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
         self.store = MemoryStore(self.clock.seconds)
         self.changes = 0
         self.site = site(
-            self.store.registrations, Registry(SENDERS), self.clock, self._changed, rate=rate, burst=burst
+            self.store.registrations, Registry(senders), self.clock, self._changed, rate=rate, burst=burst
         )
 
     def _changed(self) -> None:
@@ -63,16 +67,27 @@ class Server:
         """
         self.changes += 1
 
-    def raw(self, request: bytes, host: str = "192.0.2.1") -> bytes:
+    def open(self, request: bytes, host: str = "192.0.2.1") -> tuple[Any, StringTransport]:
         """
         Send bytes.
 
-        @return: what comes back.
+        @return: the server's end, and what it writes to.
         """
         protocol: Any = self.site.buildProtocol(IPv4Address("TCP", host, 1))
         transport = StringTransport(peerAddress=IPv4Address("TCP", host, 1))
         protocol.makeConnection(transport)
         protocol.dataReceived(request)
+        return protocol, transport
+
+    def raw(self, request: bytes, host: str = "192.0.2.1") -> bytes:
+        """
+        Send bytes, and be patient.
+
+        @return: what comes back.
+        """
+        protocol, transport = self.open(request, host)
+        if not transport.value():
+            self.clock.advance(LoginGuard.MOST)
         answer = transport.value()
         if not transport.disconnecting:
             protocol.loseConnection()
@@ -222,7 +237,7 @@ class CheckinTests(SiteCase):
         """
         What is no check-in is refused.
         """
-        for body in (b"", b"\xff\xff", b"{", b"[]", b"\x10\x01"):
+        for body in (b"", b"\xff\xff", b"{", b'{"a":' * 12_000, b"[]", b"\x10\x01"):
             status, _, _ = self.server.ask("POST", "/checkin", body)
             self.assertEqual(400, status, body)
 
@@ -310,7 +325,8 @@ class RegisterTests(SiteCase):
         self.assertEqual(f"token={token}", self.server.register3(identity, **topic))
         topics = self.server.store.registrations.topicsOf(token)
         self.assertEqual({"News": 1_700_000_000.0}, fired(topics))
-        self.assertEqual(f"deleted={APP}", self.server.register3(identity, **topic, delete="1"))
+        # iOS takes everything but "token=" for a failure.
+        self.assertEqual(f"token={APP}", self.server.register3(identity, **topic, delete="1"))
         self.assertEqual({}, fired(self.server.store.registrations.topicsOf(token)))
         stranger = self.server.checkIn()
         for who, changed in (
@@ -322,6 +338,56 @@ class RegisterTests(SiteCase):
             self.assertEqual("Error=INVALID_PARAMETERS", answer)
         answer = self.server.register3(identity._replace(security_token=1), **topic)
         self.assertEqual("Error=AUTHENTICATION_FAILED", answer)
+
+    def test_chromeDeletes(self) -> None:
+        """
+        Chrome unregisters an extension without saying with which sender, and
+        wants C{deleted=}; of an instance it says that, and wants C{token=}.
+        """
+        identity = self.server.checkIn()
+        for sender in ("111", "222"):
+            self.server.token(identity, sender=sender)
+        subtype = self.server.token(identity, X_subtype="wp:x", sender=VAPID)
+        form = {"app": APP, "device": str(identity.android_id), "delete": "true"}
+        self.assertEqual(f"deleted={APP}", self.server.register3(identity, **form, gcm_unreg_caller="false"))
+        registrations = self.server.store.registrations
+        for sender in ("111", "222"):
+            self.assertIsNone(fired(registrations.tokenOf(identity.android_id, APP, sender)))
+        self.assertIsNotNone(fired(registrations.lookUp(subtype)))
+        instance = {"X_subtype": "wp:x", "appid": "x", "sender": VAPID, "scope": "GCM", "X_scope": "GCM"}
+        self.assertEqual(f"token={APP}", self.server.register3(identity, **form, **instance))
+        self.assertIsNone(fired(registrations.lookUp(subtype)))
+
+    def test_iOS(self) -> None:
+        """
+        iOS asks for tokens and topics at paths of its own.
+        """
+        identity = self.server.checkIn()
+        head = {"Authorization": f"AidLogin {identity.android_id}:{identity.security_token}"}
+        form = f"X-osv=13.3&device={identity.android_id}&X-scope=*&plat=2&app={APP}&sender=111&X-subtype=111"
+        _, body, _ = self.server.ask("POST", "/register", form.encode(), **head)
+        token = body.decode().removeprefix("token=")
+        self.assertTrue(looksLikeToken(token))
+        form = f"sender={token}&app={APP}&device={identity.android_id}&app_ver=1&X-gcm.topic=/topics/a"
+        for action, topics in (("", {"a"}), ("&delete=true", set())):
+            _, body, _ = self.server.ask("POST", "/iid/register", (form + action).encode(), **head)
+            self.assertTrue(body.startswith(b"token="), body)
+            self.assertEqual(topics, set(fired(self.server.store.registrations.topicsOf(token))))
+
+    def test_changedThough(self) -> None:
+        """
+        Whoever hangs up while it is registered is registered all the same, and
+        that is told.
+        """
+        waiting: Deferred[str] = Deferred()
+        self.server.store.registrations.register = lambda *_: waiting  # type: ignore[method-assign]
+        body = b"app=a&sender=111"
+        head = b"Content-Length: %d\r\nAuthorization: AidLogin 5:5\r\n\r\n" % len(body)
+        channel, _ = self.server.open(b"POST /c2dm/register3 HTTP/1.1\r\n" + head + body)
+        channel.connectionLost()
+        self.assertEqual(0, self.server.changes)
+        waiting.callback("a token")
+        self.assertEqual(1, self.server.changes)
 
     def test_storeUnavailable(self) -> None:
         """
@@ -472,6 +538,28 @@ class InstallationTests(SiteCase):
         _, answer = self.server.json("POST", "/v1/projects/p/installations", unknown)
         self.assertEqual(403, self.register(answer["authToken"]["token"])[0])
 
+    def test_notTheirs(self) -> None:
+        """
+        What C{register3} has registered is not to be removed here.
+        """
+        auth = self.install()["authToken"]["token"]
+        token = self.server.token(self.identity)
+        status, _ = self.server.json(
+            "DELETE", f"/v1/projects/p/registrations/{token}", X_Goog_Firebase_Installations_Auth=auth
+        )
+        self.assertEqual(404, status)
+        self.assertIsNotNone(fired(self.server.store.registrations.lookUp(token)))
+
+    def test_tooMany(self) -> None:
+        """
+        A device has not more subscriptions than it may.
+        """
+        for number in range(999):
+            application = Application(category=f"app-{number}", senderID="111")
+            fired(self.server.store.registrations.register(self.identity, application))
+        status, answer = self.register(self.install()["authToken"]["token"])
+        self.assertEqual((429, "RESOURCE_EXHAUSTED"), (status, answer["error"]["status"]))
+
     def test_legacy(self) -> None:
         """
         The older way to register a subscription.
@@ -520,7 +608,7 @@ class TopicTests(SiteCase):
         for wrong, status in (
             (f"/iid/v1/{quote(self.tokens[0])}/rel/topics/a%20b", 400),
             ("/iid/v1/nobody/rel/topics/x", 404),
-            (f"/iid/v1/{quote(self.foreign)}/rel/topics/x", 401),
+            (f"/iid/v1/{quote(self.foreign)}/rel/topics/x", 403),
         ):
             self.assertEqual(status, self.server.json("POST", wrong, Authorization=self.KEY)[0])
 
@@ -534,6 +622,10 @@ class TopicTests(SiteCase):
         self.assertEqual(
             [{}, {}, {"error": "PERMISSION_DENIED"}, {"error": "INVALID_ARGUMENT"}], answer["results"]
         )
+        gone = f"{'a' * 22}:APA91b{'a' * 134}"
+        many = {"to": "/topics/x", "registration_tokens": [gone] * 1000}
+        status, answer = self.server.json("POST", "/iid/v1:batchAdd", many, Authorization=self.KEY)
+        self.assertEqual((200, [{"error": "NOT_FOUND"}] * 1000), (status, answer["results"]))
         self.assertEqual([{"x"}, {"x"}, set()], [self.topics(t) for t in (*self.tokens, self.foreign)])
         self.server.json("POST", "/iid/v1:batchRemove", request, Authorization=self.KEY)
         self.assertEqual(set(), self.topics(self.tokens[0]))
@@ -542,12 +634,51 @@ class TopicTests(SiteCase):
             ({"registration_tokens": []}, 400),
             ({"registration_tokens": [5]}, 400),
             ({"registration_tokens": ["x"] * 1001}, 400),
-            ({"registration_tokens": ["x"]}, 404),
         ):
             status, _ = self.server.json(
                 "POST", "/iid/v1:batchAdd", request | changed, Authorization=self.KEY
             )
             self.assertEqual(expected, status)
+
+    def test_tooManyTopics(self) -> None:
+        """
+        A registration is not subscribed to more topics than it may be, whoever
+        asks for it.
+        """
+        identity = self.server.checkIn()
+        token = self.server.token(identity)
+        for number in range(TOPIC_LIMIT):
+            fired(self.server.store.registrations.subscribe([token], f"/topics/{number}"))
+        path = f"/iid/v1/{quote(token)}/rel/topics/more"
+        status, answer = self.server.json("POST", path, Authorization=self.KEY)
+        self.assertEqual((400, "TOO_MANY_TOPICS"), (status, answer["error"]["message"]))
+        answer = self.server.register3(identity, app=APP, sender=token, X_gcm__topic="/topics/more")
+        self.assertEqual("Error=TOO_MANY_SUBSCRIBERS", answer)
+        self.assertNotIn("more", self.topics(token))
+
+    def test_oneKey(self) -> None:
+        """
+        Senders with the same key may change their own registrations only, but
+        each of them.
+        """
+        self.server = server = Server(senders={"111": "k", "222": "k", "333": "other"})
+        tokens = {sender: server.token(server.checkIn(), sender=sender) for sender in ("111", "222", "333")}
+        request = {"to": "/topics/x", "registration_tokens": [tokens["333"], tokens["222"]]}
+        status, answer = server.json("POST", "/iid/v1:batchAdd", request, Authorization="key=k")
+        self.assertEqual((200, [{"error": "PERMISSION_DENIED"}, {}]), (status, answer["results"]))
+        self.assertEqual({"x"}, self.topics(tokens["222"]))
+        request["registration_tokens"] = ["nonsense"]
+        status, answer = server.json("POST", "/iid/v1:batchAdd", request, Authorization="key=k")
+        self.assertEqual((200, [{"error": "INVALID_ARGUMENT"}]), (status, answer["results"]))
+
+    def test_noKey(self) -> None:
+        """
+        Without a key nobody learns which tokens there are.
+        """
+        self.server.store.registrations.lookUp = lambda *_: 1 // 0  # type: ignore[method-assign]
+        for path in ("/iid/info/x", f"/iid/info/{quote(self.tokens[0])}"):
+            for key in ({}, {"Authorization": "Bearer x"}, {"Authorization": "key="}):
+                self.assertEqual(401, self.server.json("GET", path, **key)[0])
 
     def test_info(self) -> None:
         """
@@ -568,15 +699,33 @@ class TopicTests(SiteCase):
 
     def test_wrongKeys(self) -> None:
         """
-        After some wrong keys from one address none is looked at for a while.
+        A wrong key is told later each time, and while many are to be told no
+        other is looked at, wherever in a network it comes from.
         """
         path = f"/iid/info/{quote(self.tokens[0])}"
-        statuses = [self.server.json("GET", path, Authorization="key=no")[0] for _ in range(30)]
-        self.assertEqual({401, 429}, set(statuses))
-        self.assertEqual(429, self.server.json("GET", path, Authorization=self.KEY)[0])
+        request = f"GET {path} HTTP/1.1\r\nAuthorization: key=no\r\n\r\n".encode()
+        transports = [self.server.open(request, f"2001:db8::{n:x}")[1] for n in range(20)]
+        self.assertEqual([b""] * 16, [transport.value() for transport in transports[:16]])
+        self.assertEqual({b"429"}, {transport.value()[9:12] for transport in transports[16:]})
+        self.assertEqual(429, self.server.json("GET", path, Authorization=self.KEY, host="2001:db8::ff")[0])
         self.assertEqual(200, self.server.json("GET", path, Authorization=self.KEY, host="192.0.2.9")[0])
-        self.server.clock.advance(11)
-        self.assertEqual(200, self.server.json("GET", path, Authorization=self.KEY)[0])
+
+    def test_slower(self) -> None:
+        """
+        Each refusal of a key comes later; who hangs up is not waited for.
+        """
+        request = b"GET /iid/info/x HTTP/1.1\r\nAuthorization: key=no\r\n\r\n"
+        for delay in (0.25, 0.5, 1.0):
+            _, transport = self.server.open(request)
+            self.server.clock.advance(delay - 0.01)
+            self.assertEqual(b"", transport.value())
+            self.server.clock.advance(0.01)
+            self.assertEqual(b"401", transport.value()[9:12])
+        before = len(self.server.clock.getDelayedCalls())
+        channel, transport = self.server.open(request)
+        channel.connectionLost()
+        self.assertEqual(before, len(self.server.clock.getDelayedCalls()))
+        self.assertEqual(b"", transport.value())
 
 
 class GroupTests(SiteCase):
@@ -673,10 +822,24 @@ class HostileTests(SiteCase):
         """
         A body that is too long is refused, be it small before it is inflated.
         """
-        self.assertEqual(413, self.server.ask("POST", "/checkin", bytes(MAX_BODY + 1))[0])
-        self.assertEqual(413, self.server.ask("POST", "/checkin", bytes(2_000_000))[0])
+        for path, most in (
+            ("/c2dm/register3", MAX_BODY),
+            ("/checkin", 65_536),
+            ("/iid/v1:batchAdd", MAX_BATCH),
+        ):
+            for size, expected in ((most, {200, 400}), (most + 1, {413}), (2_000_000, {413})):
+                status, _, _ = self.server.ask("POST", path, b"\xff" * size, Authorization="key=key-1")
+                self.assertIn(status, expected, (path, size))
         bomb = gzip.compress(bytes(50_000_000))
         self.assertEqual(413, self.server.ask("POST", "/checkin", bomb, Content_Encoding="gzip")[0])
+
+    def test_otherEncoding(self) -> None:
+        """
+        What is compressed in another way is not taken for what it is not.
+        """
+        for encoding, expected in (("br", 415), ("gzip, gzip", 415), ("identity", 200)):
+            status, _, _ = self.server.ask("POST", "/checkin", checkinRequest(), Content_Encoding=encoding)
+            self.assertEqual(expected, status)
 
     def test_brokenGzip(self) -> None:
         """
@@ -707,6 +870,20 @@ class HostileTests(SiteCase):
         self.assertNotIn(b"ZeroDivision", body)
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
 
+    def test_silentLog(self) -> None:
+        """
+        No token is in the log of a fault.
+        """
+        token = self.server.token(self.server.checkIn())
+        self.server.store.registrations.lookUp = lambda *_: 1 // 0  # type: ignore[method-assign]
+        with capturedLogs() as events:
+            status, _ = self.server.json("GET", f"/iid/info/{quote(token)}", Authorization="key=key-1")
+        self.assertEqual((500, 1), (status, len(events)))
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        text = eventAsText(events[0])
+        self.assertIn("/iid/info/", text)
+        self.assertNotIn(token[:8], text)
+
     def test_hungUp(self) -> None:
         """
         Whoever hangs up is not waited for, and that is no fault.
@@ -730,6 +907,21 @@ class HostileTests(SiteCase):
             answer = self.server.raw(file.read_bytes())
             self.assertRegex(answer, rb"\A(HTTP/1\.[01] [24]\d\d |\Z)", file.name)
             self.server.checkIn()
+
+    def test_corpusInPieces(self) -> None:
+        """
+        It is the same whether it comes in one piece or byte by byte.
+        """
+        for file in sorted(CORPUS.glob("*")):
+            whole = Server().raw(file.read_bytes())
+            server = Server()
+            channel, transport = server.open(b"")
+            for byte in file.read_bytes():
+                if transport.disconnecting:
+                    break
+                channel.dataReceived(bytes([byte]))
+            server.clock.advance(LoginGuard.MOST)
+            self.assertEqual(whole[:12], transport.value()[:12], file.name)
 
     @given(
         st.sampled_from(

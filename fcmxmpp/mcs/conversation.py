@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from google.protobuf.message import DecodeError
 from msgspec import Struct
 
 from fcmxmpp.errors import MalformedFrame
 from fcmxmpp.mcs import wire
-from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame, varint
+from fcmxmpp.mcs.frames import UNREADABLE, FrameDecoder, Tag, encodeFrame, varint
 
 
 __all__ = ["SELECTIVE_ACK", "STREAM_ACK", "Conversation", "Hangup", "Write", "selectedIDs"]
@@ -59,10 +58,12 @@ class Hangup(Struct, frozen=True):
 
     @ivar reason: why, for a log.
     @ivar abort: without waiting for what is still to be written.
+    @ivar isFault: whether the peer does not keep to the protocol.
     """
 
     reason: str
     abort: bool = False
+    isFault: bool = False
 
 
 class Conversation:
@@ -128,16 +129,26 @@ class Conversation:
         """
         if self.isOver:
             return []
+        try:
+            frames = self._decoder.feed(data)
+        except MalformedFrame as error:
+            return self._fault(str(error))
+        return self._deal(frames, now)
+
+    def _deal(self, frames: list[tuple[int, bytes]], now: float) -> list[Any]:
+        """
+        Count frames, and do what is to be done with them.
+        """
         outputs: list[Any] = []
         try:
-            for tag, body in self._decoder.feed(data):
+            for tag, body in frames:
                 self._got += 1
                 self._heardAt = self._sent
                 outputs += self._frame(tag, body, now)
                 if self.isOver:
                     break
         except MalformedFrame as error:
-            outputs += self._hangUp(str(error))
+            outputs += self._fault(str(error))
         return outputs
 
     def _frame(self, tag: int, body: bytes, now: float) -> list[Any]:
@@ -159,7 +170,7 @@ class Conversation:
         message = _KINDS[tag]()
         try:
             message.ParseFromString(body)
-        except DecodeError:
+        except UNREADABLE:
             raise MalformedFrame(f"a message of tag {tag} cannot be read") from None
         if not message.IsInitialized():
             raise MalformedFrame(f"a message of tag {tag} lacks what it has to have")
@@ -234,6 +245,13 @@ class Conversation:
         self.wakeAt = None
         return [Hangup(reason, abort)]
 
+    def _fault(self, reason: str) -> list[Any]:
+        """
+        End the conversation: the peer does not keep to the protocol.
+        """
+        self._hangUp(reason)
+        return [Hangup(reason, isFault=True)]
+
 
 def selectedIDs(iq: Any) -> list[str]:
     """
@@ -244,6 +262,6 @@ def selectedIDs(iq: Any) -> list[str]:
     ack = wire.SelectiveAck()
     try:
         ack.ParseFromString(iq.extension.data)
-    except DecodeError:
+    except UNREADABLE:
         raise MalformedFrame("a selective ack cannot be read") from None
     return [each for each in ack.id if isinstance(each, str)]

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from google.protobuf.message import DecodeError
+
 from fcmxmpp.errors import MalformedFrame
 
 
-__all__ = ["FrameDecoder", "Tag", "encodeFrame", "varint"]
+__all__ = ["UNREADABLE", "FrameDecoder", "Tag", "encodeFrame", "varint"]
+
+#: What protobuf raises for a body that is no message.  Text that is not UTF-8 it hands
+#: on as bytes if it is compiled, and is as here if it is written in Python.
+UNREADABLE = (DecodeError, UnicodeDecodeError)
 
 #: The bytes that a length may take.
 _MOST_DIGITS = 5

@@ -5,7 +5,7 @@ is to be done out.  No I/O and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -37,16 +37,20 @@ __all__ = [
 
 #: From the connection to the login request, in seconds.
 LOGIN_DEADLINE = 30.0
-#: How long a frame may be, in bytes: the login request has the persistent ids of
-#: all that the device has received; 4096 characters of data may take three times as
+#: How long a login request may be, in bytes.  It has the persistent ids of all that
+#: was received since the last one, which clients that acknowledge nothing else send
+#: after days on one connection; refused once, they would be refused for ever.
+MAX_LOGIN_FRAME = 262_144
+#: How long any other frame may be: 4096 characters of data may take three times as
 #: many bytes.
-MAX_LOGIN_FRAME, MAX_FRAME = 32_768, 32_768
+MAX_FRAME = 32_768
 #: How many data messages may be unacknowledged: see L{ServerSession.room}.
 UNACKNOWLEDGED = 100
 #: How many of the device's messages may be on their way to the store before nothing
 #: more is read.
 UNSTORED = 100
-#: How many frames may come between the login request and its answer.
+#: How many frames may come between the login request and its answer, of L{MAX_FRAME}
+#: bytes together: nobody knows yet who this is.
 _EARLY = 16
 #: The versions of the protocol that are spoken: 41 by all but iOS, which says 40;
 #: 38 is what old servers had.
@@ -124,7 +128,7 @@ class ServerSession(Conversation):
     @ivar platform: what the device runs on, from its login request on.
     """
 
-    __slots__ = ("_early", "_heartbeatInterval", "_request", "platform")
+    __slots__ = ("_early", "_heartbeatInterval", "_isLoggedIn", "_request", "platform")
 
     def __init__(self, now: float, heartbeatInterval: float | None = None) -> None:
         """
@@ -136,8 +140,10 @@ class ServerSession(Conversation):
         self.platform = Platform.OTHER
         self._heartbeatInterval = heartbeatInterval
         self._request: Any = None
-        # What has come before the login was answered; None from then on.
-        self._early: list[tuple[int, bytes]] | None = []
+        self._isLoggedIn = False
+        # What has come before the login was answered; it counts from when it is
+        # dealt with.
+        self._early: list[tuple[int, bytes]] | None = None
         self.wakeAt = now + LOGIN_DEADLINE
 
     @property
@@ -157,26 +163,38 @@ class ServerSession(Conversation):
         heard of it after that, it is only one of those that never acknowledge;
         each message then makes the oldest an L{Overrun}.
         """
-        if self._early is not None or self.isOver:
+        if not self._isLoggedIn or self.isOver:
             return False
         waiting = self._unacknowledged
         return len(waiting) < UNACKNOWLEDGED or waiting[0][0] <= self._heardAt
 
     # The login.
 
+    def receive(self, data: bytes, now: float) -> list[Any]:
+        """
+        Some bytes came: none, right after L{accept}, so that what came too early
+        is dealt with.
+        """
+        if self._early is None or not self._isLoggedIn:
+            return super().receive(data, now)
+        early, self._early = self._early, None
+        return self._deal(early, now) + super().receive(data, now)
+
     def _frame(self, tag: int, body: bytes, now: float) -> list[Any]:
         """
         A frame came.
         """
-        if self._early is None:
+        if self._isLoggedIn:
             return super()._frame(tag, body, now)
         if self._request is None:
             if tag != Tag.LOGIN_REQUEST:
-                return self._hangUp("something comes before the login")
+                return self._fault("something comes before the login")
             return self._loginRequested(self._parse(tag, body))
-        if len(self._early) >= _EARLY:
-            return self._hangUp("too much comes before the login is answered")
-        self._early.append((tag, body))
+        self._got -= 1
+        self._early = early = self._early or []
+        early.append((tag, body))
+        if len(early) > _EARLY or sum(len(each) for _, each in early) > MAX_FRAME:
+            return self._fault("too much comes before the login is answered")
         return []
 
     def _loginRequested(self, request: Any) -> list[Any]:
@@ -185,7 +203,7 @@ class ServerSession(Conversation):
         """
         version = self._decoder.version or 0
         if version not in _VERSIONS:
-            return self._hangUp(f"version {version} is not spoken")
+            return self._fault(f"version {version} is not spoken")
         named = (request.id, request.user, request.auth_token, *request.received_persistent_id)
         if not all(isinstance(each, str) for each in named):
             raise MalformedFrame("a login request that is not Unicode")
@@ -198,9 +216,11 @@ class ServerSession(Conversation):
 
     def accept(self, now: float) -> list[Any]:
         """
-        The device is who it says.
+        The device is who it says.  When everything is ready for what it sends,
+        have L{receive} deal with what came before this.
         """
-        request, self._request = self._request, True
+        request, self._request = self._request, None
+        self._isLoggedIn = True
         user = request.user
         response = wire.LoginResponse(
             id=request.id,
@@ -215,21 +235,7 @@ class ServerSession(Conversation):
         self.wakeAt = None
         self._decoder.maxFrame = MAX_FRAME
         # iOS sends what it has kept only after such a selective ack.
-        outputs = [self._write(Tag.LOGIN_RESPONSE, response.SerializeToString()), self._emptySelectiveAck()]
-        early, self._early = self._early or [], None
-        # They were counted when they came.
-        last = self._got
-        self._got -= len(early)
-        try:
-            for tag, body in early:
-                self._got += 1
-                outputs += self._frame(tag, body, now)
-                if self.isOver:
-                    break
-        except MalformedFrame as error:
-            outputs += self._hangUp(str(error))
-        self._got = last
-        return outputs
+        return [self._write(Tag.LOGIN_RESPONSE, response.SerializeToString()), self._emptySelectiveAck()]
 
     def refuse(self, code: int, now: float) -> list[Any]:
         """
@@ -292,7 +298,7 @@ class ServerSession(Conversation):
         """
         The device says once more who it is.
         """
-        return self._hangUp("a second login")
+        return self._fault("a second login")
 
     _steps: ClassVar = {
         Tag.HEARTBEAT_PING: _pinged,
@@ -327,6 +333,14 @@ class ServerSession(Conversation):
             outputs.append(Overrun([self._unacknowledged.pop(0)[1]]))
         outputs.append(self._data(stanza, handle))
         return outputs
+
+    def withdraw(self, isWithdrawn: Callable[[Any], bool]) -> None:
+        """
+        Wait no longer for the acknowledgement of messages.
+
+        @param isWithdrawn: whether a handle is that of one of them.
+        """
+        self._unacknowledged = [each for each in self._unacknowledged if not isWithdrawn(each[1])]
 
     def wake(self, now: float) -> list[Any]:
         """

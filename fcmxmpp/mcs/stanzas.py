@@ -109,9 +109,7 @@ def uploadStanza(
     @param queued: how long it has waited, in seconds.
     @param token: the app's registration token, if it is known.
     """
-    stanza = wire.DataMessageStanza(
-        id=message_id, to=to, category=category, ttl=time_to_live, sent=int(sent * 1000)
-    )
+    stanza = wire.DataMessageStanza(id=message_id, to=to, category=category, ttl=time_to_live, sent=int(sent))
     setattr(stanza, "from", token)
     if persistent_id is not None:
         stanza.persistent_id = persistent_id

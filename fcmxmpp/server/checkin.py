@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from fcmxmpp.mcs import wire
+from fcmxmpp.mcs.frames import UNREADABLE
 from fcmxmpp.registrations import Identity
 from fcmxmpp.server.http import Answer, Asked, Desk, Refused, Route, jsonAnswer
 
@@ -18,6 +17,8 @@ from fcmxmpp.server.http import Answer, Asked, Desk, Refused, Route, jsonAnswer
 __all__ = ["routes"]
 
 _LARGEST = 1 << 63
+#: Bytes that a check-in may have: an Android device tells all that it can do.
+_MAX_BODY = 64 * 1024
 #: What a device tells us that we told it; nothing depends on it.
 _VERSION_INFO = "fcmxmpp-1"
 
@@ -29,7 +30,8 @@ def routes(desk: Desk) -> list[Route]:
 
     async def checkIn(asked: Asked) -> Answer:
         # iOS sends JSON, whatever it calls it.
-        return await (_json if asked.body[:1] == b"{" else _protobuf)(desk, asked)
+        isJSON = asked.body(_MAX_BODY)[:1] == b"{"
+        return await (_json if isJSON else _protobuf)(desk, asked)
 
     return [("POST", re.compile("/checkin"), checkIn)]
 
@@ -50,8 +52,8 @@ async def _protobuf(desk: Desk, asked: Asked) -> Answer:
     """
     request = wire.CheckinRequest()
     try:
-        request.ParseFromString(asked.body)
-    except DecodeError:
+        request.ParseFromString(asked.body(_MAX_BODY))
+    except UNREADABLE:
         raise Refused(400, "The body is no check-in") from None
     if not request.IsInitialized():
         raise Refused(400, "The body is no check-in")
@@ -71,7 +73,7 @@ async def _json(desk: Desk, asked: Asked) -> Answer:
     """
     The check-in of iOS.
     """
-    request: dict[str, Any] = asked.json()
+    request: dict[str, Any] = asked.json(_MAX_BODY)
     identity = await desk.registrations.checkIn(
         _identity(_number(request.get("id")), _number(request.get("security_token")))
     )

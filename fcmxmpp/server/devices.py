@@ -51,7 +51,9 @@ CONNECTIONS = 100_000
 #: are silent for up to half an hour; a look wakes their radio.
 KEEPALIVE = (1200, 60, 5)
 #: Seconds that a device has to close its end, too.
-CLOSING = 10.0
+CLOSING = 5.0
+#: What both numbers of an identity are less than.
+_LARGEST = 1 << 63
 #: The code of a refused login.
 UNAUTHORIZED = 401
 
@@ -63,9 +65,11 @@ class DeviceStream(Protocol):
 
     @ivar android_id: which device it is; 0 before the login.
     @ivar session: the conversation.
+    @ivar reason: why the connection server has closed it; empty if it has not.
     """
 
     android_id = 0
+    reason = ""
 
     def __init__(self, factory: DeviceFactory) -> None:
         self.factory: DeviceFactory = factory
@@ -120,9 +124,10 @@ class DeviceStream(Protocol):
 
     def _listenOrNot(self) -> None:
         """
-        Read nothing while too much has come that is not stored.
+        Read nothing while too much has come that is not stored, or while the
+        device does not read what it is answered.
         """
-        isDeaf = self.session.pausing and not self._isOver
+        isDeaf = (self.session.pausing or self._isFull) and not self._isOver
         if isDeaf != self._isDeaf:
             self._isDeaf = isDeaf
             transport: Any = self.transport
@@ -151,12 +156,18 @@ class DeviceStream(Protocol):
             elif isinstance(output, Overrun):
                 self._office.givenUp(output.handles)
             elif isinstance(output, Confirmed):
-                self._office.confirmed(self, output.persistent_ids).addErrback(self._notConfirmed)
+                self._confirm(output.persistent_ids)
             elif isinstance(output, LoginAsked):
                 self._logIn(output)
             else:
                 assert isinstance(output, Hangup)
-                self._hangUp(output.reason, output.abort)
+                if output.isFault:
+                    _log.info(
+                        "closed the connection of a device from {host}: {reason}",
+                        host=self.host,
+                        reason=output.reason,
+                    )
+                self._hangUp(output.abort)
         if writes:
             self._write(writes)
 
@@ -204,6 +215,8 @@ class DeviceStream(Protocol):
         self._setTimer()
         self.factory.loggedIn(self)
         self._office.opened(self)
+        # What has come already, now that there is somebody to take it.
+        self.dataReceived(b"")
 
     def _notChecked(self, failure: Failure) -> None:
         """
@@ -279,7 +292,8 @@ class DeviceStream(Protocol):
         """
         Close the connection.
         """
-        self._hangUp(reason, False)
+        self.reason = reason
+        self._hangUp(False)
 
     def _upload(self, uploaded: Uploaded) -> None:
         """
@@ -294,6 +308,15 @@ class DeviceStream(Protocol):
             return
         self._office.upload(self, uploaded.streamID, upload)
 
+    def _confirm(self, persistent_ids: list[str]) -> None:
+        """
+        The device says by their names which mails it has.
+        """
+        named = set(persistent_ids)
+        # It may say so by their numbers, too; one receipt is enough.
+        self.session.withdraw(lambda handle: isinstance(handle, Mail) and handle.persistent_id in named)
+        self._office.confirmed(self, persistent_ids).addErrback(self._notConfirmed)
+
     def _notConfirmed(self, failure: Failure) -> None:
         """
         It cannot be stored what the device has: it gets it again.
@@ -307,12 +330,14 @@ class DeviceStream(Protocol):
         The transport has more to write than it likes.
         """
         self._isFull = True
+        self._listenOrNot()
 
     def resumeProducing(self) -> None:
         """
         The transport takes more again.
         """
         self._isFull = False
+        self._listenOrNot()
         self._office.deliver(self)
 
     def stopProducing(self) -> None:
@@ -349,7 +374,7 @@ class DeviceStream(Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _hangUp(self, reason: str, abort: bool) -> None:
+    def _hangUp(self, abort: bool) -> None:
         """
         Close the connection.
         """
@@ -357,7 +382,6 @@ class DeviceStream(Protocol):
             return
         self._isOver = True
         self._cancelTimer()
-        _log.debug("closing the connection of a device from {host}: {reason}", host=self.host, reason=reason)
         transport: Any = self.transport
         transport.unregisterProducer()
         if abort or self._isFull:
@@ -472,7 +496,9 @@ def _identity(user: str, token: str) -> Identity | None:
     """
     if not all(each.isascii() and each.isdigit() and len(each) < 20 for each in (user, token)):
         return None
-    return Identity(int(user), int(token))
+    identity = Identity(int(user), int(token))
+    # Nobody has a larger one, and no store could look for it.
+    return identity if max(identity) < _LARGEST else None
 
 
 def _setKeepAlive(transport: Any) -> None:

@@ -21,15 +21,15 @@ def routes(desk: Desk) -> list[Route]:
     What is answered here.
     """
 
-    def sender(asked: Asked) -> str:
+    async def sender(asked: Asked) -> str:
         senderID = asked.header("project_id")
         if not senderID:
             raise Refused(400, "The header project_id is missing: it has the sender ID")
-        desk.authorize(asked, senderID)
+        await desk.authorize(asked, senderID)
         return senderID
 
     async def change(asked: Asked) -> Answer:
-        senderID = sender(asked)
+        senderID = await sender(asked)
         request = asked.json()
         operation, name = request.get("operation"), request.get("notification_key_name", "")
         key, tokens = request.get("notification_key", ""), request.get("registration_ids")
@@ -55,9 +55,7 @@ def routes(desk: Desk) -> list[Route]:
         return jsonAnswer({"notification_key": group.notification_key})
 
     async def find(asked: Asked) -> Answer:
-        group = await desk.registrations.findGroup(
-            sender(asked), asked.query.get("notification_key_name", "")
-        )
+        group = await desk.registrations.findGroup(await sender(asked), asked.query("notification_key_name"))
         if group is None:
             return jsonAnswer({"error": "notification_key not found"}, 400)
         return jsonAnswer({"notification_key": group.notification_key})

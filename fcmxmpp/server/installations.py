@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fcmxmpp.errors import UnknownToken
+from fcmxmpp.errors import TooManyRegistrations, UnknownToken
 from fcmxmpp.mcs.webpush import checkKeys
 from fcmxmpp.registrations import WebPushKeys
 from fcmxmpp.server.http import Answer, Asked, Desk, Refused, Route, jsonAnswer
@@ -138,7 +138,12 @@ def routes(desk: Desk) -> list[Route]:
         sealed = await seal()
         claim = sealed.claim(asked.header("x-goog-firebase-installations-auth"), "auth", desk.seconds())
         registration = await desk.registrations.lookUp(token)
-        if registration is None or registration.application.senderID != claim.appId.split(":")[1]:
+        # An app that is registered by register3 is unregistered there.
+        if (
+            registration is None
+            or registration.keys is None
+            or registration.application.senderID != claim.appId.split(":")[1]
+        ):
             raise Refused(404, "There is no such registration")
         await desk.registrations.remove(token)
         desk.changed()
@@ -197,5 +202,7 @@ async def _registered(desk: Desk, web: dict[str, Any], senderID: str) -> str:
         token = await desk.registrations.registerWebPush(endpoint.rpartition("/")[2], senderID, keys)
     except UnknownToken:
         raise Refused(400, "The endpoint is none of this server") from None
+    except TooManyRegistrations as error:
+        raise Refused(429, str(error)) from None
     desk.changed()
     return token

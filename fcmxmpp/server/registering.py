@@ -6,7 +6,6 @@ topics.
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode
 
 from fcmxmpp.condition import TOPIC_NAME
 from fcmxmpp.errors import Stopped, StoreUnavailable, TooManyRegistrations, UnknownDevice
@@ -18,6 +17,10 @@ __all__ = ["routes"]
 
 _AUTHORIZATION = re.compile(r"AidLogin ([0-9]{1,19}):([0-9]{1,19})")
 _TOPIC = re.compile(f"/topics/{TOPIC_NAME}")
+#: The base64url of 65 bytes of which the first is 4: an uncompressed point.
+_PUBLIC_KEY = re.compile("B[A-P][A-Za-z0-9_-]{85}=?")
+#: What requests of Instance ID libraries have; they want C{token=} for an answer.
+_INSTANCE_ID = {"appid", "X-appid", "scope", "X-scope"}
 #: How long what an app says of itself may be, in characters.
 _LONGEST = 512
 
@@ -47,8 +50,8 @@ def routes(desk: Desk) -> list[Route]:
             # Clients that do not know the status know the text, and come again.
             return Answer(status=503, body=b"Error=InternalServerError", headers={"Retry-After": str(LATER)})
 
-    # The second is what iOS asks for.
-    return [("POST", re.compile("/c2dm/register3?"), register), ("POST", re.compile("/register"), register)]
+    # The others are where iOS asks for tokens, and for topics.
+    return [("POST", re.compile("/c2dm/register3?|/register|/iid/register"), register)]
 
 
 async def _answer(desk: Desk, asked: Asked) -> str:
@@ -62,9 +65,12 @@ async def _answer(desk: Desk, asked: Asked) -> str:
     identity = _identity(asked, form)
     category, sender = form.get("app", ""), form.get("sender", "")
     subtype = form.get("X-subtype") or form.get("subtype") or ""
+    isDeletion = form.get("delete") in ("1", "true") or form.get("X-delete") in ("1", "true")
+    if isDeletion and not sender:
+        # Chrome unregisters an extension with that, whoever the senders were.
+        sender = "*"
     if not category or not sender or max(map(len, (category, sender, subtype))) > _LONGEST:
         raise _Error("INVALID_PARAMETERS")
-    isDeletion = form.get("delete") in ("1", "true") or form.get("X-delete") in ("1", "true")
     topic = form.get("X-gcm.topic") or form.get("gcm.topic")
     if topic is not None:
         return await _topic(desk, identity, category, sender, topic, isDeletion)
@@ -75,7 +81,7 @@ async def _answer(desk: Desk, asked: Asked) -> str:
         everySender = sender == "*"
         await desk.registrations.unregister(identity, category, None if everySender else sender, subtype)
         desk.changed()
-        return f"deleted={category}"
+        return f"{'token' if _INSTANCE_ID & form.keys() else 'deleted'}={category}"
     if not _isSender(desk, sender):
         raise _Error("INVALID_SENDER")
     application = Application(category=category, senderID=sender, subtype=subtype)
@@ -102,13 +108,7 @@ def _isSender(desk: Desk, sender: str) -> bool:
     Whether an app may register with a sender: one that there is, or the public
     key of one for Web Push.
     """
-    if sender.isascii() and sender.isdigit():
-        return desk.registry.knows(sender)
-    try:
-        key = urlsafe_b64decode(sender + "=" * (-len(sender) % 4))
-    except ValueError:
-        return False
-    return len(key) == 65 and key[0] == 4
+    return desk.registry.knows(sender) or _PUBLIC_KEY.fullmatch(sender) is not None
 
 
 async def _topic(
@@ -128,4 +128,5 @@ async def _topic(
     (error,) = await change([token], topic)
     if error is not None:
         raise _Error("TOO_MANY_SUBSCRIBERS" if error == "TOO_MANY_TOPICS" else "INVALID_PARAMETERS")
-    return f"deleted={category}" if isDeletion else f"token={token}"
+    # For a deletion, too: iOS takes everything else for a failure.
+    return f"token={category if isDeletion else token}"

@@ -12,6 +12,7 @@ from hashlib import sha256
 from zope.interface import Interface
 
 from fcmxmpp.messages import DownstreamMessage
+from fcmxmpp.server.ratelimit import networkOf
 from fcmxmpp.server.senders import HashedKey
 
 
@@ -81,22 +82,31 @@ class Registry:
             each of its keys.
         """
         self._devices: dict[str, Device] = {}
+        self._keys: dict[str, tuple[HashedKey, ...]] = {}
         self.replace(senders)
 
     def replace(self, senders: Mapping[str, str | Sequence[HashedKey]]) -> list[str]:
         """
         Have other senders from now on.
 
-        @return: those that are no more.
+        @return: those that have lost a key, or are no more.  Which of its keys
+            a stream has logged in with is not kept, so that all streams of
+            these are to be closed: whose key is still good logs in again.
         """
-        before = getattr(self, "_keys", {})
-        self._keys: dict[str, tuple[HashedKey, ...]] = {
-            senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
-            for senderID, keys in senders.items()
-        }
+        before, self._keys = (
+            self._keys,
+            {
+                senderID: (_unsalted(keys),) if isinstance(keys, str) else tuple(keys)
+                for senderID, keys in senders.items()
+            },
+        )
         # Every login looks at as many keys as any sender has.
         self._most = max(map(len, self._keys.values()), default=1)
-        return sorted(set(before) - set(self._keys))
+        return sorted(
+            senderID
+            for senderID, keys in before.items()
+            if not set(keys).issubset(self._keys.get(senderID, ()))
+        )
 
     def mayLogIn(self, senderID: str, key: str) -> bool:
         """
@@ -111,6 +121,12 @@ class Registry:
             kept = known[number] if number < len(known) else _NO_KEY
             matches |= hmac.compare_digest(kept.digest, kept.digestOf(encoded)) and kept is not _NO_KEY
         return matches
+
+    def sendersWith(self, key: str) -> list[str]:
+        """
+        Whose key this is: one sender's, unless several have the same.
+        """
+        return [senderID for senderID in self._keys if self.mayLogIn(senderID, key)]
 
     def knows(self, senderID: str) -> bool:
         """
@@ -193,7 +209,7 @@ class LoginGuard:
         next is not to be looked at, be its key right or wrong: otherwise tries
         made side by side would be as good as tries without a delay.
         """
-        refusals = self._refusals.get(address)
+        refusals = self._refusals.get(networkOf(address))
         return refusals is not None and sum(due > now for due in refusals.due) >= self.PENDING
 
     def refuse(self, address: str, now: float) -> float:
@@ -202,6 +218,8 @@ class LoginGuard:
 
         @return: how many seconds to wait before saying so.
         """
+        # Who has one IPv6 address has very many.
+        address = networkOf(address)
         refusals = self._refusals.pop(address, None)
         if refusals is None or now - refusals.last > self.FORGIVEN:
             refusals = _Refusals(self.PENDING)

@@ -7,9 +7,11 @@ It is TOML::
     name = "for people"
     keys = ["sha256:SALT:DIGEST"]
 
-A key is kept as a salted digest.  One round of SHA-256 is enough for keys that
-nobody can guess, such as those that C{fcmxmpp senders add} makes and Google's
-own were; that is why short ones are refused.
+A key is kept as a salted digest: who has read the file cannot log in with what is
+in it.  One round of SHA-256 is enough for keys that nobody can guess, such as those
+that C{fcmxmpp senders add} makes and Google's own were, but it is so fast that it
+would not protect a short one; that is why those are refused.  A slow digest would
+protect them, and would make every wrong login as expensive as that.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import date, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -83,33 +86,43 @@ def readSenders(text: str) -> dict[str, tuple[HashedKey, ...]]:
         raise ValueError(f"it is not TOML: {error}") from None
     for name in content:
         if name != "senders":
-            raise ValueError(f"unknown setting {name!r}: there are only tables such as [senders.123456789]")
+            raise ValueError("there may be tables such as [senders.123456789] in it, and nothing else")
     senders = content.get("senders", {})
     if not isinstance(senders, dict):
         raise ValueError("senders has to be a table")
-    return {senderID: _keysOf(senderID, sender) for senderID, sender in senders.items()}
+    return {
+        senderID: _keysOf(number, senderID, sender)
+        for number, (senderID, sender) in enumerate(senders.items(), 1)
+    }
 
 
-def _keysOf(senderID: str, sender: Any) -> tuple[HashedKey, ...]:
+def _keysOf(number: int, senderID: str, sender: Any) -> tuple[HashedKey, ...]:
     """
     The keys of one sender.
+
+    @param number: of the sender in the file.
     """
     if re.fullmatch("[0-9]{1,20}", senderID) is None:
-        raise ValueError(f"[senders.{senderID}]: a sender ID has 1 to 20 decimal digits")
+        # Not by its name: what stands in the wrong place may be a key.
+        raise ValueError(f"sender {number} in it has no ID: that has 1 to 20 decimal digits")
     if not isinstance(sender, Mapping):
         raise ValueError(f"[senders.{senderID}] has to be a table")
-    for name in sender:
+    for name, value in sender.items():
         if name not in ("name", "keys", "added"):
-            raise ValueError(f"[senders.{senderID}] has an unknown setting {name!r}")
+            raise ValueError(f"[senders.{senderID}] may have name, keys and added, and nothing else")
+        if name == "name" and not isinstance(value, str):
+            raise ValueError(f"[senders.{senderID}]: the name has to be a string")
+        if name == "added" and not isinstance(value, (date, datetime)):
+            raise ValueError(f"[senders.{senderID}]: added has to be a date")
     keys = sender.get("keys")
     if not isinstance(keys, list) or not keys:
         raise ValueError(f"[senders.{senderID}] needs keys: make one with fcmxmpp senders add {senderID}")
     result = []
-    for number, key in enumerate(keys, 1):
+    for which, key in enumerate(keys, 1):
         match = _KEY.fullmatch(key) if isinstance(key, str) else None
         if match is None:
             raise ValueError(
-                f"[senders.{senderID}]: key {number} is none that fcmxmpp senders add {senderID} has made"
+                f"[senders.{senderID}]: key {which} is none that fcmxmpp senders add {senderID} has made"
             )
         result.append(HashedKey(bytes.fromhex(match[1]), bytes.fromhex(match[2])))
     return tuple(result)

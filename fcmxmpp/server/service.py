@@ -767,9 +767,10 @@ class ConnectionServer(Service):
 
     def closeSender(self, senderID: str) -> None:
         """
-        Close the streams of a sender that may not log in any more.
+        Close the streams of a sender whose keys are others now.
         """
-        for stream in self.streams(senderID):
+        # Those that have shown a key and are not quite logged in, too.
+        for stream in [each for each in self._connections if each.senderID == senderID]:
             stream.sendStreamError(StreamError("not-authorized"))
 
     def dropConnections(self) -> None:

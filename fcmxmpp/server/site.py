@@ -11,9 +11,8 @@ import os
 import re
 import zlib
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,7 +23,7 @@ from fcmxmpp.boundedhttp import BoundedSite
 from fcmxmpp.errors import Stopped, StoreUnavailable
 from fcmxmpp.interfaces import IRegistrations
 from fcmxmpp.server import checkin, groupmanagement, installations, registering, topics
-from fcmxmpp.server.http import LATER, MAX_BODY, Answer, Asked, Desk, Refused, Route, textAnswer
+from fcmxmpp.server.http import LATER, MAX_BATCH, Answer, Asked, Desk, Refused, Route, textAnswer
 from fcmxmpp.server.ratelimit import RateLimit
 from fcmxmpp.server.registry import LoginGuard, Registry
 
@@ -56,19 +55,18 @@ class _Routes(Resource):
         """
         Answer a request.
         """
-        answering = Deferred.fromCoroutine(self._answer(request))
-        # Who has hung up gets no answer, and needs none.
-        request.notifyFinish().addErrback(lambda _: answering.cancel())
-        answering.addCallbacks(_send, _sorry, callbackArgs=(request,), errbackArgs=(request,))
+        asked = Asked(request)
+        answering = Deferred.fromCoroutine(self._answer(request, asked))
+        answering.addErrback(_sorry, asked)
+        answering.addCallback(_send, request, asked)
         answering.addErrback(lambda failure: _log.failure("answering a request failed", failure))
         return NOT_DONE_YET
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request, asked: Asked) -> Answer:
         """
         The answer.
         """
         try:
-            asked = Asked(request)
             wait = self._limit.take(asked.host, self._seconds())
             if wait:
                 raise Refused(429, "Too many requests come from there", Retry_After=str(int(wait) + 1))
@@ -83,6 +81,7 @@ class _Routes(Resource):
                 if match is None:
                     continue
                 if allowed == method or (allowed == "GET" and method == "HEAD"):
+                    asked.route = pattern.pattern
                     return await route(asked, *match.groups())
                 methods.append(allowed)
             if methods:
@@ -94,17 +93,19 @@ class _Routes(Resource):
             return Refused(503, "Come back later", Retry_After=str(LATER)).answer
 
 
-def _send(answer: Answer, request: Request) -> None:
+def _send(answer: Answer, request: Request, asked: Asked) -> None:
     """
-    Send an answer.
+    Send an answer, if there is still somebody to read it.
     """
+    if asked.isGone:
+        return
     body = answer.body
     request.setResponseCode(answer.status)
     request.setHeader("content-type", answer.contentType)
     for name, value in answer.headers.items():
         request.setHeader(name, value)
     # microG reads nothing else.
-    if "gzip" in (request.getHeader("accept-encoding") or "") and body:
+    if "gzip" in asked.header("accept-encoding") and body:
         packer = zlib.compressobj(wbits=31)
         body = packer.compress(body) + packer.flush()
         request.setHeader("content-encoding", "gzip")
@@ -114,14 +115,14 @@ def _send(answer: Answer, request: Request) -> None:
     request.finish()
 
 
-def _sorry(failure: Failure, request: Any) -> None:
+def _sorry(failure: Failure, asked: Asked) -> Answer:
     """
-    A bug, or a client that has hung up.
+    A bug; or a client that has hung up while it was made to wait.
     """
-    if request._disconnected:
-        return
-    _log.failure("answering {path} failed", failure, path=request.path.decode("latin-1")[:40])
-    _send(Refused(500, "Something is wrong here").answer, request)
+    if not (asked.isGone and failure.check(CancelledError)):
+        # Not the path itself: there may be a token in it.
+        _log.failure("answering a request for {route} failed", failure, route=asked.route)
+    return Refused(500, "Something is wrong here").answer
 
 
 async def _about(asked: Asked) -> Answer:
@@ -147,15 +148,15 @@ def site(
     @param rate: requests a second from one address.
     @param burst: how many may come at once.
     """
-    desk = Desk(registrations, registry, LoginGuard(), clock.seconds, randomBytes, changed)
+    desk = Desk(registrations, registry, LoginGuard(), clock, randomBytes, changed)
     routes: list[Route] = [("GET", re.compile("/"), _about)]
     for room in (checkin, registering, installations, topics, groupmanagement):
         routes += room.routes(desk)
     return BoundedSite(
         _Routes(routes, RateLimit(rate, burst), clock.seconds),
         clock,
-        MAX_BODY,
-        Refused(413, f"A body has at most {MAX_BODY} bytes").answer.body,
+        MAX_BATCH,
+        Refused(413, f"A body has at most {MAX_BATCH} bytes").answer.body,
         MAX_CLIENTS,
         IDLE,
     )

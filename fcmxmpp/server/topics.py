@@ -10,9 +10,11 @@ from datetime import datetime, timezone
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
+from twisted.internet.defer import gatherResults
+
 from fcmxmpp.condition import TOPIC_NAME
 from fcmxmpp.registrations import Registration
-from fcmxmpp.server.http import Answer, Asked, Desk, Refused, Route, jsonAnswer
+from fcmxmpp.server.http import MAX_BATCH, Answer, Asked, Desk, Refused, Route, jsonAnswer
 
 
 __all__ = ["routes"]
@@ -28,10 +30,12 @@ def routes(desk: Desk) -> list[Route]:
     """
 
     async def registrationOf(asked: Asked, token: str) -> Registration:
+        senders = await desk.sendersOf(asked)
         registration = await desk.registrations.lookUp(unquote(token))
         if registration is None:
             raise Refused(404, "No information found about this instance id")
-        desk.authorize(asked, registration.application.senderID)
+        if registration.application.senderID not in senders:
+            raise Refused(403, "This instance id is another sender's")
         return registration
 
     async def change(asked: Asked, token: str, name: str, isAdded: bool) -> Answer:
@@ -52,13 +56,14 @@ def routes(desk: Desk) -> list[Route]:
         return await change(asked, token, name, False)
 
     async def batch(asked: Asked, verb: str) -> Answer:
-        request = asked.json()
+        senders = await desk.sendersOf(asked)
+        request = asked.json(MAX_BATCH)
         topic, tokens = request.get("to"), request.get("registration_tokens")
         if not isinstance(topic, str) or _TOPIC.fullmatch(topic) is None:
             raise Refused(400, "to has to be /topics/NAME")
         if not _areTexts(tokens) or not 0 < len(tokens) <= BATCH:
             raise Refused(400, f"registration_tokens has to be a list of 1 to {BATCH} tokens")
-        senderID = await _senderOf(desk, asked, tokens)
+        senderID = await _senderOf(desk, senders, tokens)
         change = desk.registrations.subscribe if verb == "Add" else desk.registrations.unsubscribe
         errors = await change(tokens, topic, senderID)
         return jsonAnswer({"results": [{} if error is None else {"error": error} for error in errors]})
@@ -71,7 +76,7 @@ def routes(desk: Desk) -> list[Route]:
             "authorizedEntity": application.senderID,
             "platform": "WEBPUSH" if registration.keys is not None else "ANDROID",
         }
-        if asked.query.get("details") == "true":
+        if asked.query("details") == "true":
             topics = await desk.registrations.topicsOf(registration.token)
             if topics:
                 result["rel"] = {
@@ -95,17 +100,16 @@ def _areTexts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-async def _senderOf(desk: Desk, asked: Asked, tokens: list[str]) -> str:
+async def _senderOf(desk: Desk, senders: list[str], tokens: list[str]) -> str:
     """
-    Who asks: the sender of the first token that is one, because the key alone
-    does not say so.
+    Which of several senders with the same key a batch is from: the one that the
+    first token that has one of them is registered with.
     """
-    for token in tokens:
-        registration = await desk.registrations.lookUp(token)
-        if registration is not None:
-            desk.authorize(asked, registration.application.senderID)
-            return registration.application.senderID
-    raise Refused(404, "There is no such registration")
+    if len(senders) > 1:
+        for registration in await gatherResults(map(desk.registrations.lookUp, tokens)):
+            if registration is not None and registration.application.senderID in senders:
+                return registration.application.senderID
+    return senders[0]
 
 
 def _date(seconds: float) -> str:

@@ -1,89 +1,32 @@
 """
-Tests for L{fcmxmpp.server.senders} and the command C{fcmxmpp senders}.
+Tests for the command C{fcmxmpp senders}.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import tomlkit
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.senderscommand import senders
 from fcmxmpp.server.registry import Registry
-from fcmxmpp.server.senders import MIN_KEY, HashedKey, hashKey, readSenders
+from fcmxmpp.server.senders import hashKey, readSenders
+from tests.checkout import childEnvironment, script
+from tests.children import PATIENCE
 
 
 KEY = "a-key-that-nobody-guesses"
-
-
-class ReadTests(SynchronousTestCase):
-    """
-    L{readSenders} and L{hashKey}.
-    """
-
-    def test_roundTrip(self) -> None:
-        """
-        What is written is read, and lets in who has the key.
-        """
-        hashed = [hashKey(KEY, os.urandom) for _ in range(2)]
-        text = f'[senders.1]\nname = "x"\nkeys = ["{hashed[0]}", "{hashed[1]}"]\n'
-        text += f'[senders.2]\nkeys = ["{hashed[0]}"]\n'
-        read = readSenders(text)
-        self.assertEqual({"1": tuple(hashed), "2": (hashed[0],)}, read)
-        self.assertNotIn(KEY, text)
-        registry = Registry(read)
-        self.assertEqual(
-            [True, True, False, False],
-            [registry.mayLogIn(*each) for each in (("1", KEY), ("2", KEY), ("2", "x"), ("3", KEY))],
-        )
-        self.assertEqual((True, False), (registry.knows("1"), registry.knows("3")))
-        self.assertEqual(["1"], registry.replace({"2": read["2"]}))
-        self.assertFalse(registry.mayLogIn("1", KEY))
-
-    def test_noKey(self) -> None:
-        """
-        What stands in for a key that is not there lets nobody in.
-        """
-        registry = Registry({})
-        for key in ("", "\0" * 32):
-            self.assertFalse(registry.mayLogIn("1", key))
-        self.assertFalse(Registry({"1": []}).mayLogIn("1", ""))
-
-    def test_short(self) -> None:
-        """
-        A key that could be guessed is refused.
-        """
-        self.assertRaises(ValueError, hashKey, "x" * (MIN_KEY - 1), os.urandom)
-        self.assertIsInstance(hashKey("x" * MIN_KEY, os.urandom), HashedKey)
-
-    def test_wrong(self) -> None:
-        """
-        What is wrong is said in one line, which names the sender and no key.
-        """
-        good = str(hashKey(KEY, os.urandom))
-        for text, expected in (
-            ("x", "it is not TOML"),
-            ("x = 1", "unknown setting 'x'"),
-            ("senders = 1", "senders has to be a table"),
-            ("[senders.abc]\nkeys = []", "decimal digits"),
-            ("[senders]\n1 = 2", r"[senders.1] has to be a table"),
-            (f'[senders.1]\nkeys = ["{good}"]\nkye = 1', "[senders.1] has an unknown setting 'kye'"),
-            ("[senders.1]", "fcmxmpp senders add 1"),
-            ("[senders.1]\nkeys = []", "fcmxmpp senders add 1"),
-            (f'[senders.1]\nkeys = ["{good}", "{KEY}"]', "[senders.1]: key 2 is none"),
-            ("[senders.1]\nkeys = [5]", "[senders.1]: key 1 is none"),
-        ):
-            said = str(self.assertRaises(ValueError, readSenders, text))
-            self.assertIn(expected, said)
-            self.assertNotIn(KEY, said)
-            self.assertNotIn("\n", said)
-        self.assertEqual({}, readSenders(""))
 
 
 class CommandTests(SynchronousTestCase):
@@ -193,3 +136,94 @@ class CommandTests(SynchronousTestCase):
         self.run_("add", "abc", status=2)
         self.path = self.directory / "none" / "senders.toml"
         self.assertIn("No such file", self.run_("add", "1", status=1).stderr)
+
+    def test_written(self) -> None:
+        """
+        However the file is written, what was in it stays, and what was added is
+        read; or nothing is changed.
+        """
+        kept = hashKey(KEY, os.urandom)
+        for text, isChanged in (
+            (f'senders.1.keys = ["{kept}"]\n', True),
+            (f'[senders."1"]\nkeys = [\n  "{kept}",  # since May\n]\n# end\n', True),
+            (f'[senders]\n1 = {{ keys = ["{kept}"] }}\n', True),
+            (f'# ours\r\n[senders.1]\r\nkeys = ["{kept}"]\r\n', True),
+            (f'senders = {{ 1 = {{ keys = ["{kept}"] }} }}\n', False),
+        ):
+            self.path.write_bytes(text.encode())
+            result = CliRunner().invoke(senders, ["add", "2", "--senders", str(self.path)])
+            self.assertEqual(0 if isChanged else 1, result.exit_code, text)
+            read = self.read()
+            self.assertEqual((kept,), read.pop("1"))
+            self.assertEqual(["2"] if isChanged else [], list(read))
+            if not isChanged:
+                self.assertEqual(text.encode(), self.path.read_bytes())
+                continue
+            for comment in re.findall("#.*", text):
+                self.assertIn(comment.rstrip("\r"), self.path.read_text())
+            self.run_("remove", "2")
+            self.run_("add", "1")
+            self.assertEqual(kept, self.read()["1"][0])
+            self.assertEqual(2, len(self.read()["1"]))
+
+    def test_losesSomething(self) -> None:
+        """
+        Should the library that writes TOML ever lose a sender, nothing is
+        written.
+        """
+        self.run_("add", "1")
+        before = self.path.read_text()
+        real = tomlkit.dumps
+
+        def dumps(document: Any) -> str:
+            # Only of what it has read: not of plain values.
+            return "" if isinstance(document, tomlkit.TOMLDocument) else real(document)
+
+        self.patch(tomlkit, "dumps", dumps)
+        self.assertIn("cannot change: use tables", self.run_("add", "2", status=1).stderr)
+        self.assertEqual(before, self.path.read_text())
+
+    def test_link(self) -> None:
+        """
+        A link to the file stays one.
+        """
+        real = self.directory / "real.toml"
+        self.path.symlink_to(real)
+        self.run_("add", "1")
+        self.assertTrue(self.path.is_symlink())
+        self.assertEqual(["1"], list(readSenders(real.read_text())))
+
+    def test_atOnce(self) -> None:
+        """
+        Of several that change the file at once, no change is lost.
+        """
+        environment = childEnvironment(FCM_SENDERS=str(self.path))
+        command = [sys.executable, script("fcmxmpp"), "senders", "add"]
+        children = [
+            subprocess.Popen(
+                [*command, str(number)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for number in range(6)
+        ]
+        self.assertEqual([0] * 6, [child.wait(PATIENCE) for child in children])
+        self.assertEqual(set("012345"), set(self.read()))
+
+    def test_fullDisk(self) -> None:
+        """
+        A file that cannot be written is told in one line, and stays.
+        """
+        self.run_("add", "1")
+        before = self.path.read_text()
+
+        def fsync(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        self.patch(os, "fsync", fsync)
+        result = self.run_("add", "2", status=1)
+        self.assertEqual(f"Error: {self.path}: No space left on device\n", result.stderr)
+        self.assertEqual("", result.stdout)
+        self.assertEqual(before, self.path.read_text())
+        self.assertEqual({"senders.toml", "senders.toml.lock"}, set(os.listdir(self.directory)))
