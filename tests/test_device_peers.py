@@ -520,7 +520,7 @@ class ScriptedTests(SynchronousTestCase):
         iOS speaks version 40 and takes no other; it sends what it has kept only
         after the empty selective ack behind the answer to its login; its
         messages have no C{from}, and come again after a connection that ended
-        before they were acknowledged, which the handler does not see; it
+        before they were acknowledged, which nobody behind the server sees; it
         acknowledges at once where it is told to; and the server drops it without
         a word.
         """
@@ -573,6 +573,8 @@ class ScriptedTests(SynchronousTestCase):
         self.assertEqual([], device.rest())
         device.close()
         self.assertEqual(0, servers.connectionServer.end(), servers.connectionServer.tail())
+        # Four messages and a receipt: not even the app server got one twice.
+        servers.connectionServer.until("stopped; upstream: 7 from devices, 5 acknowledged, 0 expired;")
 
     def test_S14_killed(self) -> None:
         """
