@@ -51,7 +51,7 @@ CONNECTIONS = 100_000
 #: are silent for up to half an hour; a look wakes their radio.
 KEEPALIVE = (1200, 60, 5)
 #: Seconds that a device has to close its end, too.
-CLOSING = 5.0
+CLOSING = 2.0
 #: What both numbers of an identity are less than.
 _LARGEST = 1 << 63
 #: The code of a refused login.
