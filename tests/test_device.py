@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from typing import Any
 
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from fcmxmpp.device import BATCH, STABLE, UNSENT, Device, IDeviceApp, NotSent
 from fcmxmpp.devicecache import CacheUnusable, DeviceCache
 from fcmxmpp.devicehttp import DeviceHTTP
+from fcmxmpp.mcs import wire
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 from fcmxmpp.server.site import site
 from fcmxmpp.testing import MemoryNetwork
@@ -412,6 +417,140 @@ class DeviceTests(SynchronousTestCase):
         self.pump()
         self.successResultOf(device.whenReady())
         self.assertEqual(2, self.network.attempts)
+
+    def refusing(self, answers: dict[str, tuple[int, bytes]]) -> None:
+        """
+        Have the HTTP side answer otherwise.
+        """
+
+        class Answering(Resource):
+            isLeaf = True
+
+            def render_POST(self, request: Any) -> bytes:
+                status, body = answers[request.path.decode()]
+                request.setResponseCode(status)
+                return body
+
+        self.agent = RequestTraversalAgent(Answering())
+
+    def test_registrationFails(self) -> None:
+        """
+        Whatever the HTTP side answers, the device says what is wrong, and tries
+        again later; as a new one if it is not known.
+        """
+        identity = wire.CheckinResponse(stats_ok=True, android_id=5, security_token=6).SerializeToString()
+        good = (200, identity)
+        for answers, expected in (
+            ({"/checkin": (500, b"")}, "HTTP 500"),
+            ({"/checkin": (200, b"\xff")}, "no answer to a check-in"),
+            ({"/checkin": (200, b"")}, "without an identity"),
+            (
+                {"/checkin": (200, wire.CheckinResponse(stats_ok=True).SerializeToString())},
+                "without an identity",
+            ),
+            ({"/checkin": (200, bytes(70_000))}, "more than"),
+            ({"/checkin": good, "/c2dm/register3": (200, b"Error=INVALID_SENDER")}, "INVALID_SENDER"),
+            (
+                {"/checkin": good, "/c2dm/register3": (503, b"Error=InternalServerError")},
+                "InternalServerError",
+            ),
+            ({"/checkin": good, "/c2dm/register3": (200, b"hello")}, "no token"),
+            (
+                {"/checkin": good, "/c2dm/register3": (200, b"Error=AUTHENTICATION_FAILED")},
+                "AUTHENTICATION_FAILED",
+            ),
+        ):
+            self.refusing(answers)
+            path = os.path.join(self.directory, expected.replace(" ", "-"))
+            with capturedLogs() as events:
+                device = self.device(path)
+            (reason,) = [event["reason"] for event in events if "reason" in event]
+            self.assertIn(expected, reason)
+            self.assertEqual(0, self.network.attempts)
+            self.stop(device)
+            cache = DeviceCache(path)
+            isNew = expected == "AUTHENTICATION_FAILED" or "/c2dm/register3" not in answers
+            self.assertEqual(isNew, cache.identity is None)
+            cache.close()
+
+    def test_topics(self) -> None:
+        """
+        An app subscribes to a topic, unsubscribes, and unregisters.
+        """
+        device = self.device()
+        http = DeviceHTTP(self.agent, "http://server.example", self.clock)
+        cache = DeviceCache(self.path)
+        self.addCleanup(cache.close)
+        identity = cache.identity
+        assert identity is not None and device.token is not None
+        registrations = self.world.store.registrations
+        for isSubscribed, expected in ((True, ["x"]), (False, [])):
+            changed = Deferred.fromCoroutine(
+                http.changeTopic(identity, device.token, APP, "/topics/x", isSubscribed)
+            )
+            self.pump()
+            self.successResultOf(changed)
+            self.assertEqual(expected, list(self.successResultOf(registrations.topicsOf(device.token))))
+        gone = Deferred.fromCoroutine(http.unregister(identity, "111", APP))
+        self.pump()
+        self.successResultOf(gone)
+        self.assertIsNone(self.successResultOf(registrations.lookUp(device.token)))
+
+    def test_stopWhileConnecting(self) -> None:
+        """
+        It may be stopped at any moment, and whoever waits for it is told.
+        """
+        self.network.hold = True
+        device = self.device()
+        ready = device.whenReady()
+        self.stop(device)
+        self.failureResultOf(ready, CancelledError)
+        idle = Device(
+            self.clock,
+            self.network,
+            None,
+            "111",
+            APP,  # type: ignore[arg-type]  # never asked
+        )
+        self.successResultOf(idle.stopService())
+
+    def test_otherApps(self) -> None:
+        """
+        What is for another app on the same device is none of this one's.
+        """
+        device = self.device()
+        cache = DeviceCache(self.path)
+        self.addCleanup(cache.close)
+        assert cache.identity is not None
+        other = self.world.register(cache.identity, category="org.example.other")
+        self.appServer.downstream(to=other, message_id="d-1")
+        self.pump()
+        self.assertEqual([], self.app.received)
+        self.successResultOf(device.whenReady())
+
+    def test_coroutine(self) -> None:
+        """
+        An app's method may be C{async}.
+        """
+
+        async def answer() -> None:
+            waiting.append(None)
+
+        waiting: list[None] = []
+        self.app.answer = answer
+        device = self.device()
+        self.appServer.downstream(to=device.token, message_id="d-1")
+        self.pump()
+        self.assertEqual([None], waiting)
+
+    def test_lockedFile(self) -> None:
+        """
+        A file that does not work any more is said, and nothing is taken over.
+        """
+        device = self.device()
+        with closing(sqlite3.connect(self.path)) as other:
+            other.execute("DROP TABLE unsent")
+        self.assertRaises(CacheUnusable, device.sendMessage, {}, TO, "u-1", 60)
 
     def test_file(self) -> None:
         """
