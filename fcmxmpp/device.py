@@ -19,6 +19,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -27,8 +28,9 @@ from twisted.python.failure import Failure
 from zope.interface import Interface
 
 from fcmxmpp import __version__
-from fcmxmpp.devicecache import CacheUnusable, DeviceCache, Unsent
+from fcmxmpp.devicecache import DeviceCache, Unsent
 from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
+from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import FCMError, MalformedFrame
 from fcmxmpp.mcs.devicesession import (
     DeviceSession,
@@ -120,7 +122,8 @@ class _Stream(Protocol):
         self._session = session
         self._clock = clock
         self._timer: IDelayedCall | None = None
-        self.reason = "the connection was closed"
+        #: Why the connection is gone.
+        self.reason = ""
         #: Fires when the connection is gone.
         self._waiters: list[Deferred[None]] = []
         self._isGone = False
@@ -173,7 +176,7 @@ class _Stream(Protocol):
         """
         Close the connection.
         """
-        self.reason = reason
+        self.reason = self.reason or reason
         self._cancelTimer()
         transport: Any = self.transport
         if abort:
@@ -222,6 +225,7 @@ class _Stream(Protocol):
         """
         The connection is gone.
         """
+        self.reason = self.reason or describe(reason.value)
         self._isGone = True
         self.isReady = False
         self._cancelTimer()
@@ -418,22 +422,21 @@ class Device(Service):
         """
         failures = 0
         while True:
-            began = self._clock.seconds()
-            reason = "?"
+            lasted = 0.0
             try:
                 identity = await self._identify()
                 began = self._clock.seconds()
                 reason = await self._converse(identity)
-            except RegistrationRefused as error:
-                reason = str(error)
-            except CacheUnusable as error:
-                reason = f"the device's file cannot be used: {error}"
+                lasted = self._clock.seconds() - began
             except CancelledError:
                 raise
-            except Exception as error:
-                # What networks do, and TLS.
-                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if reason and self._clock.seconds() - began >= STABLE:
+            except (FCMError, ConnectError, OSError) as error:
+                reason = describe(error)
+            except Exception:
+                # Ours or the application's, and no reason to be off for ever.
+                _log.failure("a device failed to connect")
+                reason = "a bug"
+            if lasted >= STABLE:
                 failures = 0
                 delay = 0.0
             else:

@@ -77,7 +77,8 @@ class DeviceCache:
                 self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise CacheUnusable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise CacheUnusable(f"the device's file {path} cannot be used: {reason}") from None
 
     def close(self) -> None:
         """
@@ -100,7 +101,7 @@ class DeviceCache:
                     self._connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise CacheUnusable(f"{self._path}: {error}") from None
+            raise CacheUnusable(f"the device's file {self._path} cannot be used: {error}") from None
 
     # Who this is.
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import click
 from OpenSSL import crypto
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.logger import FilteringLogObserver, LogLevel, LogLevelFilterPredicate, textFileLogObserver
@@ -22,8 +22,8 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from zope.interface import implementer
 
 from fcmxmpp.device import Device, IDeviceApp, NotSent
-from fcmxmpp.devicecache import CacheUnusable, DeviceCache
-from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
+from fcmxmpp.devicecache import DeviceCache
+from fcmxmpp.devicehttp import DeviceHTTP
 from fcmxmpp.httpclient import TrustingPolicy
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 
@@ -229,11 +229,9 @@ def _reason(error: BaseException) -> str:
         return error.message
     if isinstance(error, NotSent):
         return f"the message was not sent: {error.error}"
-    if isinstance(error, (RegistrationRefused, CacheUnusable)):
-        return str(error)
-    return (
-        str(error) or f"the connection server did not answer within {PATIENCE:.0f} s ({type(error).__name__})"
-    )
+    if isinstance(error, TimeoutError):
+        return f"no answer within {PATIENCE:.0f} s"
+    return str(error) or type(error).__name__
 
 
 def _options(needsFile: bool) -> list[click.Parameter]:

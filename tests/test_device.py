@@ -473,6 +473,27 @@ class DeviceTests(SynchronousTestCase):
             self.assertEqual(isNew, cache.identity is None)
             cache.close()
 
+    def test_bug(self) -> None:
+        """
+        A fault of ours is logged as one, and does not end it.
+        """
+        self.patch(self.network, "connect", lambda factory: 1 // 0)
+        device = self.device()
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.assertTrue(device.running)
+
+    def test_slowRefusal(self) -> None:
+        """
+        A check-in that takes long and fails is no connection that has lasted.
+        """
+        self.refusing({"/checkin": (500, b"")})
+        self.agent.request = lambda *_: Deferred()  # type: ignore[method-assign]
+        with capturedLogs() as events:
+            self.device()
+            self.clock.advance(31)
+        (delay,) = [event["delay"] for event in events if "delay" in event]
+        self.assertEqual(30, delay)
+
     def test_topics(self) -> None:
         """
         An app subscribes to a topic, unsubscribes, and unregisters.
