@@ -162,6 +162,7 @@ class PythonTests(SynchronousTestCase):
         namespace = self.run_()
         namespace["DeviceCache"] = lambda name: DeviceCache(str(directory / name))
         device = namespace["makeDevice"](MemoryReactorClock(), None)
+        self.addCleanup(device.stopService)
         sent = namespace["report"](device, "21")
         self.assertNoResult(sent)
         self.assertEqual(1, device.unsent)

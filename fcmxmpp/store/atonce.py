@@ -6,6 +6,7 @@ no longer than the process.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,16 @@ __all__ = ["AtOnce"]
 class AtOnce:
     """
     What a L{GroupCommit<fcmxmpp.store.groupcommit.GroupCommit>} is to a file.
+
+    @ivar close: forgets everything.
     """
 
     def __init__(self) -> None:
-        self._connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
+        # It ends with whoever has it, in whichever thread Python finds that out.
+        self._connection = sqlite3.connect(
+            ":memory:", isolation_level=None, cached_statements=256, check_same_thread=False
+        )
+        self.close = weakref.finalize(self, self._connection.close)
         makeTables(self._connection)
 
     def do(
@@ -41,9 +48,3 @@ class AtOnce:
         with transaction(self._connection):
             (result,) = work(self._connection, [argument])
         return fail(result) if isinstance(result, FCMError) else succeed(result)
-
-    def close(self) -> None:
-        """
-        Forget everything.
-        """
-        self._connection.close()
