@@ -221,11 +221,17 @@ def _removeAll(connection: Connection, numbers: Sequence[int]) -> None:
     Remove registrations, and all that hangs on them.
     """
     for number in numbers:
+        # An index finds the mails of an app; there is none of registrations, which
+        # would be one more to keep up to date for each message.
+        connection.execute(
+            "DELETE FROM mail WHERE (android_id, category) = "
+            "(SELECT android_id, category FROM registrations WHERE number = ?) AND registration = ?",
+            (number, number),
+        )
         standing = connection.execute(
             "SELECT number FROM registrations WHERE stands_on = ?", (number,)
         ).fetchall()
         _removeAll(connection, [each for (each,) in standing])
-        connection.execute("DELETE FROM mail WHERE registration = ?", (number,))
         connection.execute("DELETE FROM subscriptions WHERE registration = ?", (number,))
         groups.leaveAll(connection, number)
         connection.execute("DELETE FROM registrations WHERE number = ?", (number,))
@@ -304,6 +310,16 @@ def _mayChange(connection: Connection, token: str, senderID: str | None) -> tupl
     return found[0], None
 
 
+def _isSubscribed(connection: Connection, number: int | None, name: str) -> bool:
+    """
+    Whether a registration is subscribed to a topic.
+    """
+    row = connection.execute(
+        "SELECT 1 FROM subscriptions WHERE topic = ? AND registration = ?", (name.lower(), number)
+    ).fetchone()
+    return row is not None
+
+
 def subscribe(
     connection: Connection, requests: Sequence[tuple[list[str], str, str | None, float]]
 ) -> list[list[str | None]]:
@@ -320,7 +336,7 @@ def subscribe(
                 (count,) = connection.execute(
                     "SELECT count(*) FROM subscriptions WHERE registration = ?", (number,)
                 ).fetchone()
-                if count >= TOPIC_LIMIT:
+                if count >= TOPIC_LIMIT and not _isSubscribed(connection, number, name):
                     error = "TOO_MANY_TOPICS"
                 else:
                     # Letters of either case are the same, as in a condition.
