@@ -29,6 +29,7 @@ from fcmxmpp.messages import DownstreamMessage, Receipt, UpstreamMessage
 from fcmxmpp.store.atonce import AtOnce
 from fcmxmpp.store.mailboxes import SQLMailboxes
 from fcmxmpp.store.registrations import SQLRegistrations
+from fcmxmpp.store.sqlite import sweepDevices
 
 
 __all__ = ["MemoryEntrusted", "MemoryInbox", "MemoryOutbox", "MemoryStore"]
@@ -298,6 +299,6 @@ class MemoryStore(Service):
         self.outbox = MemoryOutbox(seconds)
         self.entrusted = MemoryEntrusted(seconds, keep)
         # Here SQL is the reference: what it does at once, in memory, it does in a file.
-        commits = AtOnce()
+        commits = AtOnce(lambda connection: sweepDevices(connection, [seconds()]))
         self.registrations = SQLRegistrations(commits, seconds)
         self.mailboxes = SQLMailboxes(commits, seconds)
