@@ -213,6 +213,8 @@ class RegistrationsContract(_DeviceContract):
             [store.registrations.subscribe([token], f"/topics/{number}") for number in range(TOPIC_LIMIT + 1)]
         )
         self.assertEqual([[None]] * TOPIC_LIMIT + [["TOO_MANY_TOPICS"]], results)
+        # One that it has already is not one more.
+        self.assertEqual([None], await store.registrations.subscribe([token], "/topics/5"))
 
     async def test_groups(self) -> None:
         """
@@ -419,6 +421,30 @@ class MailboxesContract(_DeviceContract):
         self.assertEqual(0, mail.number)
         self.assertEqual(0, await store.mailboxes.waiting(identity.android_id))
 
+    async def test_nowOrNeverToTopic(self) -> None:
+        """
+        The same holds for topics, and for groups: it goes to those that are
+        connected, and two apps of one device know it by different names.
+        """
+        store = await self._open()
+        identity, token = await self._registered(store)
+        _, absent = await self._registered(store)
+        other = await store.registrations.register(identity, Application(category="b", senderID="1"))
+        tokens = [token, absent, other]
+        await store.registrations.subscribe(tokens, "/topics/x")
+        key = (await store.registrations.createGroup("1", "ann", tokens)).notification_key
+        store.mailboxes.connected.add(identity.android_id)
+        message = DownstreamMessage(to="/topics/x", message_id="m", time_to_live=0)
+        await store.mailboxes.post("1", message)
+        spread, _ = await store.mailboxes.spread(10)
+        message = DownstreamMessage(to=key, message_id="m", time_to_live=0)
+        posted = await store.mailboxes.post("1", message)
+        for mails in (spread, posted.mails):
+            self.assertEqual([token, other], [mail.registration.token for mail in mails])
+            self.assertEqual([0, 0], [mail.number for mail in mails])
+        self.assertEqual(4, len({mail.persistent_id for mail in [*spread, *posted.mails]}))
+        self.assertEqual(0, await store.mailboxes.waiting(identity.android_id))
+
     async def test_group(self) -> None:
         """
         A message to a group goes to each member, and it is told to how many.
@@ -465,6 +491,16 @@ class MailboxesContract(_DeviceContract):
         tokens = [(await self._registered(store))[1] for _ in range(4)]
         await store.registrations.subscribe([tokens[0], tokens[1]], "/topics/a")
         await store.registrations.subscribe([tokens[1], tokens[2]], "/topics/B")
+        await store.mailboxes.post(
+            "1", DownstreamMessage(condition="'a' in topics || 'b' in topics", message_id="steps")
+        )
+        # Who is in both topics gets it once, however small the steps.
+        steps = [await store.mailboxes.spread(1) for _ in range(4)]
+        self.assertEqual(
+            [[token] for token in tokens[:3]] + [[]],
+            [[mail.registration.token for mail in mails] for mails, _ in steps],
+        )
+        self.assertEqual([True, True, True, False], [isMore for _, isMore in steps])
         for condition, expected in (
             ("'a' in topics && 'b' in topics", tokens[1:2]),
             ("'a' in topics || 'b' in topics", tokens[:3]),
@@ -494,6 +530,12 @@ class MailboxesContract(_DeviceContract):
         """
         store = await self._open()
         identity, token = await self._registered(store)
-        await store.mailboxes.post("1", DownstreamMessage(to=token, message_id="m"))
+        other = await store.registrations.register(identity, Application(category="app", senderID="2"))
+        web = await store.registrations.registerWebPush(token, "1", _KEYS)
+        for senderID, to in (("1", token), ("2", other), ("1", web)):
+            await store.mailboxes.post(senderID, DownstreamMessage(to=to, message_id=f"m-{senderID}-{to}"))
+        self.assertEqual(3, await store.mailboxes.waiting(identity.android_id))
         await store.registrations.remove(token)
-        self.assertEqual(0, await store.mailboxes.waiting(identity.android_id))
+        mails = await store.mailboxes.load(identity.android_id, 0, 9)
+        self.assertEqual([other], [mail.registration.token for mail in mails])
+        self.assertEqual(1, await store.mailboxes.waiting(identity.android_id))

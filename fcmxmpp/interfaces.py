@@ -529,13 +529,15 @@ class IMailboxes(Interface):
         A message takes the place of one with the same collapse key; a fifth
         key takes that of the oldest.  The same C{message_id} from the same
         sender to the same token while the first waits: one mail, not two.
+        What has expired counts for none of this, swept or not.
 
         To a device group's C{notification_key}: to each member.  To a topic or
         condition: it is accepted, and L{spread} makes mails of it.
 
         With C{dry_run} nothing is kept, and the answer is as it would have
         been.  A C{time_to_live} of 0 is not kept either: if the device is
-        connected, it is in C{mails} with the number 0.
+        connected, it is in C{mails} (for a topic, in those of L{spread}, if
+        that comes soon) with the number 0.
         """
 
     def spread(limit: int) -> Deferred[tuple[list[Mail], bool]]:
@@ -571,7 +573,8 @@ class IMailboxes(Interface):
         """
         Forget mails: their device says at its login that it has them.
 
-        @return: those that were still there.
+        @return: those that were still there, each once, in order; also those
+            that have expired since.
         """
 
     def waiting(android_id: int) -> Deferred[int]:

@@ -21,11 +21,12 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, DownstreamMessage
-from fcmxmpp.registrations import APP_LIMIT, COLLAPSE_KEYS, Application, Mail
+from fcmxmpp.registrations import APP_LIMIT, COLLAPSE_KEYS, CONNECTED_LIMIT, Application, Mail
 from fcmxmpp.store import database
-from fcmxmpp.store.atonce import AtOnce
+from fcmxmpp.store.atonce import OFTEN, AtOnce
 from fcmxmpp.store.database import connect
 from fcmxmpp.store.mailboxes import SQLMailboxes, forgetExpired
+from fcmxmpp.store.memory import MemoryStore
 from fcmxmpp.store.registrations import SEEN, SQLRegistrations, forgetDevices
 from fcmxmpp.store.sqlite import STALE, sweepDevices
 
@@ -113,6 +114,91 @@ class TimeTests(KeptCase):
         self.kept.clock.advance(MAX_DOWNSTREAM_TTL)
         self.assertEqual([], self.kept.load())
 
+    def test_expiredIsSentAgain(self) -> None:
+        """
+        A message whose C{message_id} is that of one that has expired, but has
+        not been swept, is a new one.
+        """
+        self.kept.post("m-1", time_to_live=60)
+        self.kept.clock.advance(60)
+        (mail,) = self.kept.post("m-1", time_to_live=60).mails
+        self.assertEqual([mail], self.kept.load())
+
+    def test_expiredIsNotTooMany(self) -> None:
+        """
+        What has expired, but has not been swept, does not count: nothing is
+        dropped for it, and nobody has to wait.
+        """
+        for isConnected, limit in ((False, APP_LIMIT), (True, CONNECTED_LIMIT)):
+            kept = Kept()
+            self.addCleanup(kept.commits.close)
+            if isConnected:
+                kept.mailboxes.connected.add(kept.identity.android_id)
+            kept.post("kept")
+            for number in range(limit - 1):
+                kept.post(f"m-{number}", time_to_live=60)
+            kept.clock.advance(60)
+            posted = kept.post("new", dry_run=True)
+            self.assertIsNone(posted.error)
+            posted = kept.post("new")
+            self.assertEqual(["new"], [mail.message.message_id for mail in posted.mails])
+            self.assertEqual(["kept", "new"], [mail.message.message_id for mail in kept.load()])
+
+    def test_expiredKeys(self) -> None:
+        """
+        The collapse keys of what has expired do not count either.
+        """
+        self.kept.post("kept", collapse_key="a")
+        for key in "bcd":
+            self.kept.post(key, collapse_key=key, time_to_live=60)
+        self.kept.clock.advance(60)
+        self.kept.post("new", collapse_key="e")
+        self.assertEqual(["kept", "new"], [mail.message.message_id for mail in self.kept.load()])
+
+    def test_expiredIsConfirmed(self) -> None:
+        """
+        What a device says that it has is told once, although it has expired
+        since.
+        """
+        mails = [self.kept.post(f"m-{ttl}", time_to_live=ttl).mails[0] for ttl in (60, 600, 6000)]
+        self.kept.clock.advance(60)
+        names = [mail.persistent_id for mail in mails[:2]]
+        confirm = self.kept.mailboxes.confirm
+        self.assertEqual(mails[:2], fired(confirm(self.kept.identity.android_id, names)))
+        self.assertEqual([], fired(confirm(self.kept.identity.android_id, names)))
+        self.assertEqual(mails[2:], self.kept.load())
+
+    def test_nowOrNeverToTopic(self) -> None:
+        """
+        A message to a topic that is for now or never is not for much later.
+        """
+        fired(self.kept.registrations.subscribe([self.kept.token], "/topics/x"))
+        self.kept.mailboxes.connected.add(self.kept.identity.android_id)
+        for seconds, expected in ((59, 1), (60, 0)):
+            self.kept.post("m", to="/topics/x", time_to_live=0)
+            self.kept.clock.advance(seconds)
+            mails, _ = fired(self.kept.mailboxes.spread(10))
+            self.assertEqual(expected, len(mails))
+
+    def test_memorySweeps(self) -> None:
+        """
+        A store in memory sweeps, too, while it is used: what has expired, and
+        devices that are gone.
+        """
+        store = MemoryStore(self.kept.clock.seconds)
+        identity = fired(store.registrations.checkIn(None))
+        application = Application(category="app", senderID="1")
+        token = fired(store.registrations.register(identity, application))
+        for number in range(3):
+            message = DownstreamMessage(to=token, message_id=f"m-{number}", time_to_live=60)
+            fired(store.mailboxes.post("1", message))
+        self.kept.clock.advance(61)
+        waiting = [fired(store.mailboxes.waiting(identity.android_id)) for _ in range(OFTEN)]
+        self.assertEqual((3, 0), (waiting[0], waiting[-1]))
+        self.kept.clock.advance(STALE)
+        found = [fired(store.registrations.lookUp(token)) for _ in range(OFTEN)]
+        self.assertEqual((token, None), (found[0].token, found[-1]))
+
     def test_manyExpired(self) -> None:
         """
         The sweep says that there is more.
@@ -163,6 +249,9 @@ class DamageTests(KeptCase):
     What cannot be read any more keeps nothing else from its way.
     """
 
+    #: How many messages there were.
+    count = 0
+
     def test_mail(self) -> None:
         """
         A mail that is damaged comes empty, and that is logged.
@@ -189,6 +278,81 @@ class DamageTests(KeptCase):
         self.assertEqual(1, len(events))
         mails, isMore = fired(self.kept.mailboxes.spread(10))
         self.assertEqual((["m-1"], False), ([mail.message.message_id for mail in mails], isMore))
+
+    def test_condition(self) -> None:
+        """
+        The same if it is its condition that is damaged.
+        """
+        fired(self.kept.registrations.subscribe([self.kept.token], "/topics/x"))
+        for number in range(2):
+            message = DownstreamMessage(condition="'x' in topics", message_id=f"m-{number}")
+            fired(self.kept.mailboxes.post("1", message))
+        self.kept.do(lambda c: c.execute("UPDATE broadcasts SET condition = '(' WHERE number = 1"))
+        with capturedLogs() as events:
+            self.assertEqual(([], True), fired(self.kept.mailboxes.spread(10)))
+        self.assertEqual(1, len(events))
+        mails, isMore = fired(self.kept.mailboxes.spread(10))
+        self.assertEqual((["m-1"], False), ([mail.message.message_id for mail in mails], isMore))
+
+    def test_deleted(self) -> None:
+        """
+        If it is the news of how many were dropped, those are not counted, and
+        messages come as before.
+        """
+        bodies = (b"\xff", b"{}", b'{"data":{"total_deleted":"x"}}')
+        self._drop()
+        for body in bodies:
+            self.kept.do(lambda c, body=body: c.execute("UPDATE mail SET body = ? WHERE kind = 1", (body,)))
+            with capturedLogs() as events:
+                self._drop()
+            self.assertEqual(["cannot be read"], ["cannot be read" for _ in events])
+            totals = [mail.message.data.get("total_deleted") for mail in self.kept.load()]
+            self.assertEqual([f"{APP_LIMIT}"], [total for total in totals if total is not None])
+
+    def _drop(self) -> None:
+        """
+        Post one message more than may wait.
+        """
+        while not any(len(self._post().mails) == 2 for _ in range(APP_LIMIT + 1)):
+            pass
+
+    def _post(self) -> Any:
+        """
+        Post another message.
+        """
+        self.count += 1
+        return self.kept.post(f"m-{self.count}")
+
+
+class CostTests(KeptCase):
+    """
+    What a statement looks at.
+    """
+
+    def test_noScan(self) -> None:
+        """
+        Nothing that is done for one message or one app looks at all there is of
+        others, or sorts what is left of a topic.
+        """
+        statements: list[str] = []
+        self.kept.do(lambda c: c.set_trace_callback(statements.append))
+        fired(self.kept.registrations.subscribe([self.kept.token], "/topics/x"))
+        mail = self.kept.post("m-1", collapse_key="a").mails[0]
+        self.kept.post("m-2", collapse_key="b")
+        message = DownstreamMessage(condition="'x' in topics || 'y' in topics", message_id="m-3")
+        fired(self.kept.mailboxes.post("1", message))
+        fired(self.kept.mailboxes.spread(10))
+        self.kept.load()
+        fired(self.kept.mailboxes.confirm(self.kept.identity.android_id, [mail.persistent_id]))
+        fired(self.kept.registrations.remove(self.kept.token))
+        self.kept.do(lambda c: c.set_trace_callback(None))
+        looked = [each for each in statements if each.startswith(("SELECT", "DELETE", "UPDATE"))]
+        self.assertTrue(any(each.startswith("DELETE FROM mail") for each in looked))
+        for each in looked:
+            plan = self.kept.do(lambda c, each=each: c.execute(f"EXPLAIN QUERY PLAN {each}").fetchall())
+            for *_, step in plan:
+                self.assertNotRegex(step, "SCAN (mail|subscriptions|registrations|devices|members)\\b", each)
+                self.assertNotIn("FOR DISTINCT", step, each)
 
 
 class VersionTests(SynchronousTestCase):
@@ -243,7 +407,8 @@ class Mailbox(RuleBasedStateMachine):
             self.count += 1
             now = self.kept.clock.seconds()
             self.kept.post(f"m-{self.count}", collapse_key=key, time_to_live=ttl)
-            # What has expired is there until the sweep, and counts.
+            # What has expired may be there until the sweep, but does not count.
+            self.model = [each for each in self.model if each[2] > now]
             if key is not None:
                 keys = list(dict.fromkeys(each for _, each, _ in self.model if each is not None))
                 gone = key if key in keys else keys[0] if len(keys) >= COLLAPSE_KEYS else None
@@ -254,6 +419,22 @@ class Mailbox(RuleBasedStateMachine):
                 self.dropped += len(messages)
                 self.model = [(None, None, now + MAX_DOWNSTREAM_TTL)]
             self.model.append((f"m-{self.count}", key, now + (MAX_DOWNSTREAM_TTL if ttl is None else ttl)))
+
+    @rule(which=st.integers(0, 100))
+    def again(self, which: int) -> None:
+        """
+        A message is sent again: nothing if it waits, otherwise as a new one.
+        """
+        if not self.count:
+            return
+        name = f"m-{self.count - which % self.count}"
+        now = self.kept.clock.seconds()
+        live = [each for each in self.model if each[2] > now]
+        if any(each[0] == name for each in live):
+            assert self.kept.post(name, time_to_live=10).mails == []
+        elif sum(each[0] is not None for each in live) < APP_LIMIT:
+            assert len(self.kept.post(name, time_to_live=10).mails) == 1
+            self.model = [*live, (name, None, now + 10)]
 
     @rule(which=st.lists(st.integers(0, 200), max_size=5))
     def deliver(self, which: list[int]) -> None:
@@ -286,15 +467,16 @@ class Mailbox(RuleBasedStateMachine):
         if None in names:
             self.dropped = 0
 
-    @rule(seconds=st.sampled_from([1, 10, 500]))
-    def wait(self, seconds: int) -> None:
+    @rule(seconds=st.sampled_from([1, 10, 500]), isSwept=st.booleans())
+    def wait(self, seconds: int, isSwept: bool) -> None:
         """
-        Time goes by, and the sweep takes away what is of no use.
+        Time goes by, and the sweep may take away what is of no use.
         """
         self.kept.clock.advance(seconds)
         now = self.kept.clock.seconds()
-        self.kept.do(lambda connection: forgetExpired(connection, now, 10_000))
-        self.model = [each for each in self.model if each[2] >= now]
+        if isSwept:
+            self.kept.do(lambda connection: forgetExpired(connection, now, 10_000))
+        self.model = [each for each in self.model if each[2] > now]
 
     @invariant()
     def same(self) -> None:
@@ -326,5 +508,5 @@ class MailboxTests(SynchronousTestCase):
         Whatever comes, in whatever order.
         """
         run_state_machine_as_test(
-            Mailbox, settings=settings(deadline=None, stateful_step_count=25, max_examples=25)
+            Mailbox, settings=settings(deadline=None, stateful_step_count=25, max_examples=100)
         )

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from fcmxmpp import condition
-from fcmxmpp.errors import MalformedPayload
+from fcmxmpp.errors import MalformedPayload, NotSendable
 from fcmxmpp.interfaces import IMailboxes
 from fcmxmpp.messages import MAX_DOWNSTREAM_TTL, DownstreamMessage
 from fcmxmpp.registrations import (
@@ -35,7 +36,7 @@ from fcmxmpp.registrations import (
 )
 from fcmxmpp.store import groups
 from fcmxmpp.store.bodies import encodeBody, readDownstream
-from fcmxmpp.store.database import Connection, delete, marks
+from fcmxmpp.store.database import Connection, delete, inChunks, marks
 from fcmxmpp.store.registrations import Commits, findRegistration, registrationOf
 
 
@@ -48,6 +49,14 @@ _log = Logger()
 _MESSAGE, _DELETED, _NEWS = 0, 1, 2
 #: Seconds that a device has to fetch the news that messages were dropped.
 _NEWS_TTL = MAX_DOWNSTREAM_TTL
+#: Seconds in which a message to a topic that is for now or never is made mails of.
+_NOW = 60.0
+_MAILS = (
+    "SELECT mail.number, persistent_id, mail.sender_id, topic, posted, expires, CAST(body AS BLOB), "
+    "token, registrations.android_id, registrations.category, registrations.sender_id, subtype, "
+    "p256dh, auth "
+    "FROM mail JOIN registrations ON registrations.number = mail.registration"
+)
 _INTO = (
     "mail (android_id, registration, category, kind, sender_id, topic, message_id, collapse_key, "
     "persistent_id, posted, expires, body)"
@@ -96,6 +105,8 @@ def _post(connection: Connection, request: _Request) -> Posted:
     to = message.to or ""
     if message.condition is not None or to.startswith("/topics/"):
         if not message.dry_run:
+            # It is spread a little later than now.
+            expires = request.now + _NOW if message.time_to_live == 0 else request.expires
             connection.execute(
                 "INSERT INTO broadcasts (sender_id, topic, condition, posted, expires, nonce, body) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -104,7 +115,7 @@ def _post(connection: Connection, request: _Request) -> Posted:
                     to or None,
                     message.condition,
                     request.now,
-                    request.expires,
+                    expires,
                     request.nonce,
                     request.body,
                 ),
@@ -152,10 +163,20 @@ def _postTo(connection: Connection, request: _Request, number: int, registration
     if message.time_to_live == 0:
         if message.dry_run or not isConnected:
             return Posted()
-        return Posted(mails=[_mail(request, 0, registration)])
+        mail = _mail(request, 0, registration)
+        # Two apps of one device may be in one group, or subscribed to one topic.
+        name = f"{mail.persistent_id}{number:08x}"
+        return Posted(mails=[structs.replace(mail, persistent_id=name)])
     (count,) = connection.execute(
         "SELECT count(*) FROM mail WHERE android_id = ? AND category = ? AND kind = 0", app
     ).fetchone()
+    if count >= (CONNECTED_LIMIT if isConnected else APP_LIMIT):
+        # What is of no use any more is there until it is swept, and nobody is to
+        # be refused or dropped for it.
+        count -= connection.execute(
+            "DELETE FROM mail WHERE android_id = ? AND category = ? AND kind = 0 AND expires <= ?",
+            (*app, request.now),
+        ).rowcount
     if isConnected and count >= CONNECTED_LIMIT:
         return Posted(
             error="DEVICE_MESSAGE_RATE_EXCEEDED", description=f"{count} messages wait for the app already"
@@ -164,15 +185,15 @@ def _postTo(connection: Connection, request: _Request, number: int, registration
         return Posted()
     if count:
         same = connection.execute(
-            "SELECT number FROM mail WHERE android_id = ? AND category = ? AND message_id = ? "
-            "AND registration = ? AND sender_id = ?",
-            (*app, message.message_id, number, request.senderID),
+            "SELECT number FROM mail WHERE android_id = ? AND category = ? AND kind = 0 AND message_id = ? "
+            "AND registration = ? AND sender_id = ? AND expires > ?",
+            (*app, message.message_id, number, request.senderID, request.now),
         ).fetchone()
         if same is not None:
             # Its ACK was lost, and it is sent again.
             return Posted()
         if message.collapse_key is not None:
-            count -= _collapse(connection, app, message.collapse_key)
+            count -= _collapse(connection, app, message.collapse_key, request.now)
     mails = []
     if not isConnected and count >= APP_LIMIT:
         mails.append(_dropAll(connection, request, number, registration))
@@ -180,12 +201,18 @@ def _postTo(connection: Connection, request: _Request, number: int, registration
     return Posted(mails=mails)
 
 
-def _collapse(connection: Connection, app: tuple[int, str], key: str) -> int:
+def _collapse(connection: Connection, app: tuple[int, str], key: str, now: float) -> int:
     """
     Make room for a message with a collapse key.
 
-    @return: how many others were dropped for it.
+    @return: how many others are gone.
     """
+    # There is one for each of a few keys.
+    expired = connection.execute(
+        "DELETE FROM mail WHERE android_id = ? AND category = ? AND collapse_key IS NOT NULL "
+        "AND expires <= ?",
+        (*app, now),
+    ).rowcount
     rows = connection.execute(
         "SELECT collapse_key, min(number) FROM mail WHERE android_id = ? AND category = ? "
         "AND collapse_key IS NOT NULL GROUP BY collapse_key ORDER BY min(number)",
@@ -194,11 +221,12 @@ def _collapse(connection: Connection, app: tuple[int, str], key: str) -> int:
     keys = [each for each, _ in rows]
     if key not in keys:
         if len(keys) < COLLAPSE_KEYS:
-            return 0
+            return expired
         key = keys[0]
-    return connection.execute(
+    dropped = connection.execute(
         "DELETE FROM mail WHERE android_id = ? AND category = ? AND collapse_key = ?", (*app, key)
     ).rowcount
+    return expired + dropped
 
 
 def _dropAll(connection: Connection, request: _Request, number: int, registration: Registration) -> Mail:
@@ -207,17 +235,34 @@ def _dropAll(connection: Connection, request: _Request, number: int, registratio
     """
     app = (registration.android_id, registration.application.category)
     total = 0
-    for kind, body in connection.execute(
-        "SELECT kind, CASE WHEN kind = 1 THEN body END FROM mail WHERE android_id = ? AND category = ? "
-        "AND kind < 2",
+    for each, kind, body in connection.execute(
+        "SELECT number, kind, CASE WHEN kind = 1 THEN CAST(body AS BLOB) END FROM mail "
+        "WHERE android_id = ? AND category = ? AND kind < 2",
         app,
     ).fetchall():
-        total += 1 if kind == _MESSAGE else int(readDownstream(bytes(body)).data["total_deleted"])
+        total += 1 if kind == _MESSAGE else _dropped(each, body)
     connection.execute("DELETE FROM mail WHERE android_id = ? AND category = ? AND kind < 2", app)
     data = {"message_type": "deleted_messages", "total_deleted": str(total)}
     return _news(
         connection, request.now, number, registration, request.senderID, None, data, _NEWS_TTL, _DELETED
     )
+
+
+def _dropped(number: int, body: bytes) -> int:
+    """
+    How many messages the news of that is about.
+    """
+    try:
+        return int(readDownstream(body).data["total_deleted"])
+    except (MalformedPayload, KeyError, ValueError) as error:
+        # The app is told of too few then, which is better than that nothing can be
+        # sent to it any more.
+        _log.error(
+            "how many messages were dropped cannot be read: number {number}: {reason}",
+            number=number,
+            reason=getattr(error, "reason", "no number"),
+        )
+        return 0
 
 
 def _name(now: float, nonce: str, number: int) -> str:
@@ -337,7 +382,8 @@ def _spread(connection: Connection, limit: int, now: float, connected: set[int])
     number, senderID, topic, wanted, posted, expires, nonce, last, body = row
     try:
         message = readDownstream(body)
-    except MalformedPayload as error:
+        parsed = None if wanted is None else condition.parse(wanted)
+    except (MalformedPayload, NotSendable) as error:
         _log.error(
             "a message to a topic cannot be read: number {number}: {reason}",
             number=number,
@@ -345,13 +391,17 @@ def _spread(connection: Connection, limit: int, now: float, connected: set[int])
         )
         connection.execute("DELETE FROM broadcasts WHERE number = ?", (number,))
         return [], True
-    parsed = None if wanted is None else condition.parse(wanted)
     topics = (topic.removeprefix("/topics/").lower(),) if parsed is None else parsed.topics
     request = _Request(senderID, message, body, posted, nonce, connected, topic)
+    # The next of each topic, where its tree has them in order: all topics in one, all
+    # that is left of them would be sorted for each step.
+    of = (
+        "SELECT registration FROM subscriptions WHERE topic = ? AND registration > ? "
+        "ORDER BY registration LIMIT ?"
+    )
     candidates = connection.execute(
-        f"SELECT DISTINCT registration FROM subscriptions WHERE topic IN ({marks(topics)}) "
-        "AND registration > ? ORDER BY registration LIMIT ?",
-        (*topics, last, limit),
+        " UNION ".join([f"SELECT * FROM ({of})"] * len(topics)) + " ORDER BY registration LIMIT ?",
+        (*chain.from_iterable((each, last, limit) for each in topics), limit),
     ).fetchall()
     mails: list[Mail] = []
     # One that says "not" is for those, too, who are in no topic of it: nobody can
@@ -429,11 +479,8 @@ def _load(connection: Connection, android_id: int, after: int, limit: int, now: 
     What waits for one device.
     """
     rows = connection.execute(
-        "SELECT mail.number, persistent_id, mail.sender_id, topic, posted, expires, CAST(body AS BLOB), "
-        "token, registrations.android_id, registrations.category, registrations.sender_id, subtype, "
-        "p256dh, auth "
-        "FROM mail JOIN registrations ON registrations.number = mail.registration "
-        "WHERE mail.android_id = ? AND mail.number > ? AND expires > ? ORDER BY mail.number LIMIT ?",
+        f"{_MAILS} WHERE mail.android_id = ? AND mail.number > ? AND expires > ? "
+        "ORDER BY mail.number LIMIT ?",
         (android_id, after, now, limit),
     ).fetchall()
     return [_read(row) for row in rows]
@@ -480,23 +527,30 @@ def forget(connection: Connection, mails: Sequence[list[int]]) -> list[None]:
     return [None] * len(mails)
 
 
-def confirm(connection: Connection, requests: Sequence[tuple[int, list[str], float]]) -> list[list[Mail]]:
+def confirm(connection: Connection, requests: Sequence[tuple[int, list[str]]]) -> list[list[Mail]]:
     """
     See L{IMailboxes.confirm}.
+
+    What has expired since it was delivered was delivered all the same.
     """
     results = []
-    for android_id, persistent_ids, now in requests:
+    for android_id, persistent_ids in requests:
         named = set(persistent_ids)
         there = [
             number
             for number, name in connection.execute(
-                "SELECT number, persistent_id FROM mail WHERE android_id = ?", (android_id,)
+                "SELECT number, persistent_id FROM mail WHERE android_id = ? ORDER BY number", (android_id,)
             ).fetchall()
             if name in named
         ]
-        mails = [mail for number in there for mail in _load(connection, android_id, number - 1, 1, now)]
+        mails = []
+        for chunk in inChunks(there):
+            rows = connection.execute(
+                f"{_MAILS} WHERE mail.number IN ({marks(chunk)}) ORDER BY mail.number", chunk
+            ).fetchall()
+            mails += [_read(row) for row in rows]
         delete(connection, "mail WHERE", there)
-        results.append([mail for mail in mails if mail.number in there])
+        results.append(mails)
     return results
 
 
@@ -583,7 +637,7 @@ class SQLMailboxes:
         """
         See L{IMailboxes.confirm}.
         """
-        return self._do(confirm, (android_id, persistent_ids, self._seconds()))
+        return self._do(confirm, (android_id, persistent_ids))
 
     def waiting(self, android_id: int) -> Deferred[int]:
         """
