@@ -11,7 +11,7 @@ DEV := .venv/.dev
 # Twisted's names for links in our documentation, taken from the installed Twisted: no network needed.
 INVENTORY := build/inventory/objects.inv
 NODE_MODULES := build/peers/node_modules/.package-lock.json
-CORE := condition entries errors lanes loopback mcs/* messages payload registrations retry session validation window
+CORE := condition entries envelopes errors lanes loopback mcs/* messages payload registrations retry session validation window
 
 comma := ,
 empty :=
