@@ -24,7 +24,7 @@ from zope.interface import Interface
 from fcmxmpp.elementstream import GCMStanza
 from fcmxmpp.errors import FCMError, MalformedPayload, Nacked, NotSendable
 from fcmxmpp.interfaces import Acknowledged, AppServerEvent, IResponsible
-from fcmxmpp.messages import Ack, DownstreamMessage, Nack, UpstreamAck
+from fcmxmpp.messages import Ack, DownstreamMessage, Nack, UpstreamAck, UpstreamMessage
 from fcmxmpp.payload import decodeFromAppServer, decodeFromConnectionServer
 from fcmxmpp.session import (
     Answered,
@@ -215,7 +215,19 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         except MalformedPayload as error:
             self._malformed(error, stanza.text)
             return
-        self._carryOut(self.session.receive(message))
+        # What there is most of is done at once; the session says the same of it,
+        # in a microsecond more.
+        if type(message) is UpstreamMessage:
+            self._chain(self._responsible.take(message), message.ack())
+        elif type(message) is Ack:
+            sent = self.session.take(message.message_id)
+            if sent is None:
+                self._carryOut([Foreign(message)])
+            else:
+                assert type(sent) is DownstreamMessage
+                self._settles.accepted(self, sent, message)
+        else:
+            self._carryOut(self.session.receive(message))
 
     def _malformed(self, error: MalformedPayload, text: str) -> None:
         """
@@ -253,7 +265,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             except MalformedPayload as malformed:
                 message_id = malformed.message_id or message_id
         assert self.session is not None
-        message = self.session.giveUp(message_id) if message_id else None
+        message = self.session.take(message_id) if message_id else None
         if isinstance(message, DownstreamMessage) and message_id is not None:
             self._settles.refused(self, message, Nacked("BAD_REQUEST", message_id))
 
@@ -359,33 +371,30 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
 
     def _answered(self, output: Answered) -> None:
         """
-        The connection server answered a message.
+        The connection server refused a message.
         """
-        message, answer = output.message, output.answer
-        assert isinstance(message, DownstreamMessage)
-        if isinstance(answer, Ack):
-            self._settles.accepted(self, message, answer)
-        else:
-            assert isinstance(answer, Nack)
-            error = Nacked(answer.error, answer.message_id, answer.registration_id)
-            self._settles.refused(self, message, error)
+        message, nack = output.message, output.answer
+        # An ACK does not come here.
+        assert isinstance(message, DownstreamMessage) and isinstance(nack, Nack)
+        error = Nacked(nack.error, nack.message_id, nack.registration_id)
+        self._settles.refused(self, message, error)
 
     def acknowledge(self, ack: UpstreamAck) -> None:
         """
         Write an ACK to this stream, if it still exists.  For L{AckObserver}.
         """
         stream = self._stream
-        if self.session is None or stream is None or stream.closing:
+        if stream is None or stream.closing:
             return
-        if self.session.answer(ack):
-            try:
-                stanza = ackStanza(ack)
-            except NotSendable:
-                self._tellOddity("cannot acknowledge a message: its ACK would be larger than a stanza may be")
-                return
-            stream.write(stanza)
-            if self._observe is not None:
-                self._observe(Acknowledged(ack.message_id, ack.to))
+        try:
+            stanza = ackStanza(ack)
+        except NotSendable:
+            self._tellOddity("cannot acknowledge a message: its ACK would be larger than a stanza may be")
+            return
+        # The session of this end does not count what it owes.
+        stream.write(stanza)
+        if self._observe is not None:
+            self._observe(Acknowledged(ack.message_id, ack.to))
 
     # What the application sends.
 
@@ -394,10 +403,11 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         How many downstream messages may be sent on this stream now.
         """
-        stream, session = self._stream, self.session
-        if session is None or stream is None or stream.full or stream.closing:
+        stream = self._stream
+        if stream is None or stream.full or stream.closing:
             return 0
-        return session.room
+        assert self.session is not None
+        return self.session.room
 
     def sendDownstream(self, message: DownstreamMessage) -> None:
         """
@@ -406,13 +416,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         @raise NotSendable: if it has been changed to what cannot be sent.
         """
         assert self.session is not None and self._stream is not None
-        # There is nothing else to be done than to write it.
-        self.session.send(message, self._clock.seconds())
-        try:
-            stanza = clientStanza(message)
-        except NotSendable:
-            self.session.giveUp(message.message_id or "")
-            raise
+        stanza = clientStanza(message)
+        self.session.sending(message, self._clock.seconds())
         self._stream.write(stanza)
 
     def close(self) -> None:

@@ -198,6 +198,7 @@ class DownstreamSender:
         """
         self._newID = newID
         self._clock = clock
+        self._seconds = clock.seconds
         self._random = random
         self._observe = observe
         self._limit = limit
@@ -247,9 +248,15 @@ class DownstreamSender:
         checkSendable(message)
         if message.message_id in self._unsettled:
             raise StillUnanswered
-        if len(message.to or message.condition or "") > _SHORT_TARGET:
+        target = message.to or message.condition
+        assert target is not None
+        if len(target) > _SHORT_TARGET:
             _checkSize(message)
-        self._checkRoom(message)
+        # What waits for slow targets takes no place from the others.
+        if len(self._unsettled) - self._inFlight - self._slowed >= self._limit:
+            raise QueueFull(f"{self._limit} messages wait already")
+        if self._lanes:
+            self._checkLane(target)
         return message
 
     def send(
@@ -273,15 +280,15 @@ class DownstreamSender:
             return fail(Failure())
         message_id = message.message_id
         assert message_id is not None
-        now = self._clock.seconds()
+        now = self._seconds()
         result: Deferred[Ack] = Deferred(partial(self._withdraw, message_id))
         self._count += 1
         # Clocks are set back now and then; nothing was sent in the future.
         first = now if since is None else min(since, now)
         outgoing = _Outgoing(self._count, message, message_id, first, result, noteTries)
-        self._unsettled[message_id] = outgoing
-        self._queue[message_id] = outgoing
-        self._fill()
+        self._unsettled[message_id] = self._queue[message_id] = outgoing
+        if not self._isFull:
+            self._fill()
         if not outgoing.inFlight and outgoing.expires < self._sweepAt and not result.called:
             self._noteWaiting(outgoing)
         return result
@@ -293,23 +300,17 @@ class DownstreamSender:
         """
         return self._slowed
 
-    def _checkRoom(self, message: DownstreamMessage) -> None:
+    def _checkLane(self, target: str) -> None:
         """
-        Check that one more message may wait.  What waits for slow targets takes
-        no place from the others.
+        Check that one more message may wait for this target, if it is slow.
 
         @raise QueueFull: if it may not.
         """
-        if len(self._unsettled) - self._inFlight - self._slowed >= self._limit:
-            raise QueueFull(f"{self._limit} messages wait already")
-        if self._lanes:
-            lane = self._lanes.get(message.to or message.condition)
-            if lane is not None and (
-                len(lane.waiting) >= self._limit // LANE_SHARE or self._slowed >= self._limit
-            ):
-                raise QueueFull(
-                    "this device or topic gets more than it may, and too much waits for it already"
-                )
+        lane = self._lanes.get(target)
+        if lane is not None and (
+            len(lane.waiting) >= self._limit // LANE_SHARE or self._slowed >= self._limit
+        ):
+            raise QueueFull("this device or topic gets more than it may, and too much waits for it already")
 
     def _withdraw(self, message_id: str, result: Deferred[Ack]) -> None:
         """
@@ -340,18 +341,19 @@ class DownstreamSender:
         self._filling = True
         try:
             while self._again or self._queue:
-                best, most = None, 0
+                best, most, total = None, 0, 0
                 for link in self._links:
                     room = link.room
+                    total += room
                     if room > most:
                         best, most = link, room
                 if best is None:
                     self._isFull = True
                     return
                 outgoing = self._again.pop(0) if self._again else self._queue.popitem(last=False)[1]
-                # With one link and its window full, this takes the place of an
-                # answer: then there is no need to look again.
-                self._isFull = isLast = most == 1 and len(self._links) == 1
+                # It may take the place that an answer has made, and there is no
+                # other: then there is no need to look again.
+                self._isFull = isLast = total == 1
                 self._sendOn(best, outgoing)
                 if isLast and not outgoing.inFlight:
                     self._isFull = False
@@ -365,7 +367,7 @@ class DownstreamSender:
         Send a message whose turn has come, if there is time for it and nothing
         else before it.
         """
-        now = self._clock.seconds()
+        now = self._seconds()
         if now >= outgoing.expires:
             self._expire(outgoing)
             return
@@ -524,22 +526,26 @@ class DownstreamSender:
         Tell the application what became of a message.
         """
         self._forget(outgoing)
-        error = outcome if isinstance(outcome, FCMError) else None
-        if error is None:
+        if type(outcome) is Ack:
+            error = None
             self.successes += 1
         else:
+            assert isinstance(outcome, FCMError)
+            error = outcome
             self.failures += 1
         if self._observe is not None:
             seconds = self._clock.seconds() - outgoing.since
             self._observe(Settled(outgoing.message, error, outgoing.tries, seconds))
         # Whoever was told may have cancelled it.
-        if not outgoing.result.called:
+        result = outgoing.result
+        if not result.called:
             if outgoing.noteTries is not None:
                 outgoing.noteTries(outgoing.tries)
-            if isinstance(outcome, FCMError):
-                outgoing.result.errback(outcome)
+            if error is None:
+                assert type(outcome) is Ack
+                result.callback(outcome)
             else:
-                outgoing.result.callback(outcome)
+                result.errback(error)
         if self._idle is not None:
             self._noteIdle()
 
@@ -755,7 +761,9 @@ class DownstreamSender:
                 # It was told with a NACK, before the message was sent again.
                 ack = structs.replace(ack, registration_id=outgoing.newToken)
             self._settle(outgoing, ack)
-        self._linkTold()
+        if not self._isFull:
+            # Who was told has not taken the place.
+            self._fill()
 
     def refused(self, protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
         """
@@ -765,7 +773,7 @@ class DownstreamSender:
         outgoing = self._landed(message)
         if outgoing is not None:
             self._refused(outgoing, error)
-        self._linkTold()
+        self._fill()
 
     def overdue(self, protocol: FCMClientProtocol, message: DownstreamMessage) -> None:
         """
@@ -775,4 +783,4 @@ class DownstreamSender:
         outgoing = self._landed(message)
         if outgoing is not None:
             self._settle(outgoing, AckTimedOut("the connection server did not answer in time"))
-        self._linkTold()
+        self._fill()

@@ -152,7 +152,7 @@ class StanzaElementStream(domish.ExpatElementStream):
             buffer, self._kept = self._kept + buffer, b""
         start, size = 0, len(buffer)
         while True:
-            if self._isBetween:
+            if self._isBetween and self._envelopes:
                 start = self._recognize(buffer, start)
             if start == size:
                 return
@@ -171,26 +171,30 @@ class StanzaElementStream(domish.ExpatElementStream):
         @param start: where in the buffer the first stanza begins.
         @return: where what is left begins.
         """
-        size = len(buffer)
+        size, startswith = len(buffer), buffer.startswith
+        # The same comes many times in a row.
+        opening, closing, attributes = self._envelopes[0]
         while start < size:
-            for envelope in self._envelopes:
-                if buffer.startswith(envelope.opening, start):
-                    break
-            else:
-                return self._keep(buffer, start, [envelope.opening for envelope in self._envelopes])
-            textAt = start + len(envelope.opening)
+            if not startswith(opening, start):
+                for envelope in self._envelopes:
+                    if startswith(envelope.opening, start):
+                        opening, closing, attributes = envelope
+                        break
+                else:
+                    return self._keep(buffer, start, [envelope.opening for envelope in self._envelopes])
+            textAt = start + len(opening)
             end = buffer.find(b"<", textAt)
             if end < 0:
                 return self._keep(buffer, start)
-            if not buffer.startswith(envelope.closing, end):
-                return self._keep(buffer, start, [buffer[start:end] + envelope.closing])
+            if not startswith(closing, end):
+                return self._keep(buffer, start, [buffer[start:end] + closing])
             text = textOf(buffer[textAt:end])
-            end += len(envelope.closing)
+            end += len(closing)
             if text is None or end - start > self.maxStanzaSize:
                 return start
             start = end
             # Looked up each time: whoever gets one may want no more.
-            self.GCMEvent(GCMStanza(text, envelope.attributes))
+            self.GCMEvent(GCMStanza(text, attributes))
         return start
 
     def _keep(self, buffer: bytes, start: int, whole: Iterable[bytes] | None = None) -> int:

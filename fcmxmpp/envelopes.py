@@ -11,8 +11,7 @@ here only if there can be no doubt what it means.
 from __future__ import annotations
 
 import re
-
-from msgspec import Struct
+from typing import NamedTuple
 
 
 __all__ = ["STANZA_END", "Envelope", "envelopeOf", "textOf"]
@@ -33,7 +32,7 @@ _PLAIN = bytes({*b"\t\n", *range(0x20, 0x7F)} - {*b"<&>"})
 _READABLE = bytes({*_PLAIN, *b"&", *range(0x80, 0x100)})
 
 
-class Envelope(Struct, frozen=True):
+class Envelope(NamedTuple):
     """
     What stands around a payload.
 

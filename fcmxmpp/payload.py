@@ -65,6 +65,8 @@ _decodeUpstream = msgspec.json.Decoder(UpstreamMessage).decode
 _typed: dict[str, Any] = {"receipt": Receipt, "ack": Ack, "nack": Nack, "control": Control}
 _decoders: dict[str, Any] = {name: msgspec.json.Decoder(type).decode for name, type in _typed.items()}
 _decodeAck = _decoders["ack"]
+#: How an ACK ends, if the connection server writes its fields in our order.
+_ACK_END = '"message_type":"ack"}'
 _decodeUpstreamAck = msgspec.json.Decoder(UpstreamAck).decode
 _decodeDownstream = msgspec.json.Decoder(DownstreamMessage).decode
 
@@ -108,23 +110,18 @@ def decodeFromConnectionServer(text: str) -> FromConnectionServer:
     @raise MalformedPayload: if it is not a message of the protocol.
     """
     try:
-        # No message_type: upstream data, decoded in one go.  A key may also be
-        # spelled with escapes, so a backslash takes the careful way.
-        if '"message_type"' not in text and "\\" not in text:
-            upstream: UpstreamMessage = _decodeUpstream(text)
-            # What _unambiguous asks first, for nearly every message that there is.
-            if len(text) == len(_encode(upstream)) <= MAX_TEXT and text.isascii():
-                return upstream
-            return _unambiguous(text, upstream)
-        if '"message_type":"ack"' in text and "\\" not in text:
-            # An ACK, nearly always; and it is, if there is nothing else in it.
-            try:
-                ack: Ack = _decodeAck(text)
-            except msgspec.ValidationError:
-                pass
-            else:
-                if len(text) == len(_encode(ack)) <= MAX_TEXT and text.isascii():
-                    return ack
+        # Nearly always it is a message or an ACK, and there is nothing else in the
+        # text if, written anew, that has its length (see _unambiguous): no other
+        # message_type, either.  Any other text takes the careful way.
+        decode = _decodeAck if text.endswith(_ACK_END) else _decodeUpstream
+        try:
+            likely: UpstreamMessage | Ack = decode(text)
+        except msgspec.ValidationError:
+            pass
+        else:
+            size = len(text) if text.isascii() else len(text.encode())
+            if len(_encode(likely)) == size <= MAX_TEXT:
+                return likely
         messageType = _decodeHead(text).message_type
         if messageType is None:
             return _unambiguous(text, _decodeUpstream(text))

@@ -102,6 +102,9 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+# Read for each message, where the class would have to be asked for it.
+_OPEN = Phase.OPEN
+
 Sendable = DownstreamMessage | UpstreamMessage | Receipt
 Answer = UpstreamAck | Ack | Nack
 _Key = str | tuple[str, str] | None
@@ -235,10 +238,8 @@ class Session:
         """
         self.role = role
         self.phase = Phase.OPEN
-        self._size = window
-        self._window: Window[_Key, Sendable] = Window(window)
-        # When each of them was sent, in the same order.
-        self._sentAt: dict[_Key, float] = {}
+        # Each with the time when it was sent.
+        self._window: Window[_Key, tuple[Sendable, float]] = Window(window)
         # How many messages an app server waits for our answers to.
         self._owed = 0
         self._quiet = quiet
@@ -255,17 +256,17 @@ class Session:
         """
         How many messages may be sent now.
         """
-        if self.phase is not Phase.OPEN or self._probed is not None:
+        if self.phase is not _OPEN or self._probed is not None:
             return 0
-        # As many as in the window.
-        return self._size - len(self._sentAt)
+        window = self._window
+        return window.size - len(window.unanswered)
 
     @property
     def unanswered(self) -> int:
         """
         How many messages have been sent and not answered.
         """
-        return len(self._window)
+        return len(self._window.unanswered)
 
     @property
     def owed(self) -> int:
@@ -279,7 +280,7 @@ class Session:
         """
         Whether this message was sent here and its answer is still to come.
         """
-        return _keyOf(message) in self._window
+        return _keyOf(message) in self._window.unanswered
 
     def send(self, message: Sendable, now: float) -> list[Output]:
         """
@@ -288,14 +289,22 @@ class Session:
         @raise ValueError: without L{room}, or while a message with the same
             key is unanswered: a bug of the caller.
         """
-        if self.phase is not Phase.OPEN:
+        self.sending(message, now)
+        return [Send(message)]
+
+    def sending(self, message: Sendable, now: float) -> None:
+        """
+        The same for whoever writes it in any case, and needs not be told.
+
+        @raise ValueError: see L{send}.
+        """
+        if self.phase is not _OPEN:
             raise ValueError(f"nothing may be sent on a stream that is {self.phase.value}")
         if self._probed is not None:
             raise ValueError("nothing may be sent while a probe is unanswered")
-        key = _keyOf(message)
-        self._window.add(key, message)
-        self._sentAt[key] = self._latest = now
-        return [Send(message)]
+        key = message.message_id if type(message) is DownstreamMessage else _keyOf(message)
+        self._window.add(key, (message, now))
+        self._latest = now
 
     def answer(self, answer: Answer) -> list[Output]:
         """
@@ -310,23 +319,16 @@ class Session:
             self._owed -= 1
         return [Send(answer)]
 
-    def giveUp(self, message_id: str) -> Sendable | None:
+    def take(self, key: _Key) -> Sendable | None:
         """
-        Take a message out of the window though no answer came: the peer said
-        by other means that there will be none.
+        Take a message out of the window: it has been answered, or the peer said
+        by other means that it will not be.
 
+        @param key: a downstream message's C{message_id}.
         @return: the message, or None if no such message is unanswered.
         """
-        return self._take(message_id)
-
-    def _take(self, key: _Key) -> Sendable | None:
-        """
-        Take a message out of the window, if it is there.
-        """
-        message = self._window.answer(key)
-        if message is not None:
-            del self._sentAt[key]
-        return message
+        sent = self._window.answer(key)
+        return None if sent is None else sent[0]
 
     def receive(self, message: FromConnectionServer | FromAppServer) -> list[Output]:
         """
@@ -334,10 +336,9 @@ class Session:
         """
         if self.phase is Phase.CLOSED:
             return []
-        # Two questions that are quicker than one for either of both.
-        if isinstance(message, UpstreamMessage) or isinstance(message, Receipt):  # noqa: SIM101
+        if isinstance(message, (UpstreamMessage, Receipt)):
             return [Received(message)]
-        if isinstance(message, Ack) or isinstance(message, (UpstreamAck, Nack)):  # noqa: SIM101
+        if isinstance(message, (Ack, UpstreamAck, Nack)):
             return self._answered(message)
         if isinstance(message, DownstreamMessage):
             if self.phase is Phase.DRAINING:
@@ -355,10 +356,9 @@ class Session:
         The peer sent an answer.
         """
         key: _Key = answer.key if isinstance(answer, UpstreamAck) else answer.message_id
-        message = self._window.answer(key)
+        message = self.take(key)
         if message is None:
             return [Foreign(answer)]
-        del self._sentAt[key]
         outputs: list[Output] = [Answered(message, answer)]
         if isinstance(answer, Nack) and answer.error == "CONNECTION_DRAINING":
             # The control message may have been missed, or may come later.
@@ -391,8 +391,7 @@ class Session:
         if self.phase is Phase.CLOSED:
             return []
         self.phase = Phase.CLOSED
-        self._sentAt.clear()
-        return [Lost(tuple(self._window.clear()))]
+        return [Lost(tuple(message for message, _ in self._window.clear()))]
 
     def heard(self, now: float) -> bool:
         """
@@ -416,7 +415,7 @@ class Session:
         if self.role is Role.CONNECTION_SERVER:
             return self._lastKeepAlive + self._quiet
         # With nothing unanswered, soon enough for whatever is sent next.
-        oldest = next(iter(self._sentAt.values()), self._latest)
+        _, oldest = next(iter(self._window.unanswered.values()), (None, self._latest))
         return min(self._silentAt, oldest + self._answerWithin)
 
     @property
@@ -459,7 +458,10 @@ class Session:
         did not come meanwhile, and it may be there to be read.
         """
         shift = now - self.wakeAt + self._patience
-        self._sentAt = {key: min(now, since + shift) for key, since in self._sentAt.items()}
+        unanswered = self._window.unanswered
+        for key, (message, since) in unanswered.items():
+            # Its place in the order is kept.
+            unanswered[key] = message, min(now, since + shift)
         self._latest = self._probed = now
         return [Probe()]
 
@@ -467,13 +469,9 @@ class Session:
         """
         Wait no longer for the answers that should have come by now.
         """
-        late = [key for key, since in self._sentAt.items() if since + self._answerWithin <= now]
-        outputs: list[Output] = []
-        for key in late:
-            message = self._take(key)
-            assert message is not None
-            outputs.append(Overdue(message))
-        return outputs
+        unanswered = self._window.unanswered
+        late = [key for key, (_, since) in unanswered.items() if since + self._answerWithin <= now]
+        return [Overdue(unanswered.pop(key)[0]) for key in late]
 
 
 def _nack(message: DownstreamMessage, error: str, description: str) -> Nack:

@@ -8,6 +8,7 @@ What is sent is formatted text; no elements are built for it.
 from __future__ import annotations
 
 import re
+from string import ascii_letters, digits
 from xml.sax.saxutils import escape
 
 from msgspec import Struct
@@ -37,6 +38,8 @@ __all__ = [
 #: The longest C{message_id} that is repeated as the C{id} of its stanza; a
 #: long one twice would make the stanza too large.
 MAX_ID = 256
+#: What needs no care as part of an C{id}.
+_PLAIN = (ascii_letters + digits + "-_").encode()
 #: The namespace of XEP-0199 pings.
 NS_PING = "urn:xmpp:ping"
 #: The namespace of the conditions in a stanza error.
@@ -61,14 +64,12 @@ def clientStanza(message: FromAppServer) -> bytes:
     @raise NotSendable: if it has become what cannot be sent since it was
         checked.
     """
-    stanzaID = message.message_id or ""
-    plain = stanzaID.isascii() and stanzaID.replace("-", "").replace("_", "").isalnum()
-    if not plain or len(stanzaID) > MAX_ID:
-        stanzaID = ""
-    stanza = b'<message id="%b"><gcm xmlns="google:mobile:data">%b</gcm></message>' % (
-        stanzaID.encode("ascii"),
-        encode(message),
-    )
+    payload = encode(message)
+    stanzaID = (message.message_id or "").encode()
+    # isalnum asks for letters and digits of ASCII.
+    if (not stanzaID.isalnum() and stanzaID.translate(None, _PLAIN)) or len(stanzaID) > MAX_ID:
+        stanzaID = b""
+    stanza = b'<message id="%b"><gcm xmlns="google:mobile:data">%b</gcm></message>' % (stanzaID, payload)
     if len(stanza) > MAX_STANZA_BYTES:
         # It would end the stream, and each that it is sent on again.
         raise NotSendable("message", "must not be larger than a stanza may be")

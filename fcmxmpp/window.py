@@ -29,32 +29,21 @@ class Window(Generic[K, T]):
       3. L{clear} gives back all that are left, in the order they were sent.
 
     @ivar size: how many may be unanswered at once.
+    @ivar unanswered: those that are, in the order they were sent.
     """
 
-    __slots__ = ("_unanswered", "size")
+    __slots__ = ("size", "unanswered")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._unanswered: dict[K, T] = {}
-
-    def __len__(self) -> int:
-        """
-        How many are unanswered.
-        """
-        return len(self._unanswered)
-
-    def __contains__(self, key: K) -> bool:
-        """
-        Whether the message with this key is unanswered.
-        """
-        return key in self._unanswered
+        self.unanswered: dict[K, T] = {}
 
     @property
     def room(self) -> int:
         """
         How many more may be sent now.
         """
-        return self.size - len(self._unanswered)
+        return self.size - len(self.unanswered)
 
     def add(self, key: K, item: T) -> None:
         """
@@ -63,11 +52,11 @@ class Window(Generic[K, T]):
         @raise ValueError: if the window is full, or the key is unanswered
             already: a bug of the caller.
         """
-        if len(self._unanswered) >= self.size:
+        if len(self.unanswered) >= self.size:
             raise ValueError("the window is full")
-        if key in self._unanswered:
+        if key in self.unanswered:
             raise ValueError("this key is unanswered already")
-        self._unanswered[key] = item
+        self.unanswered[key] = item
 
     def answer(self, key: K) -> T | None:
         """
@@ -75,7 +64,7 @@ class Window(Generic[K, T]):
 
         @return: the message that it answers, or None if it answers none.
         """
-        return self._unanswered.pop(key, None)
+        return self.unanswered.pop(key, None)
 
     def clear(self) -> list[T]:
         """
@@ -83,8 +72,8 @@ class Window(Generic[K, T]):
 
         @return: all the unanswered messages, in the order they were sent.
         """
-        items = list(self._unanswered.values())
-        self._unanswered.clear()
+        items = list(self.unanswered.values())
+        self.unanswered.clear()
         return items
 
 

@@ -411,12 +411,12 @@ class GiveUpTests(SynchronousTestCase):
     A session forgets a message that will not be answered.
     """
 
-    def test_giveUp(self) -> None:
+    def test_take(self) -> None:
         """
         It is given back, its place is free, it is not among the lost (A22).
         """
         begun = begin(APP, OPEN)
-        self.assertEqual(begun.giveUp("m-a"), down("a"))
+        self.assertEqual(begun.take("m-a"), down("a"))
         self.assertEqual((begun.room, begun.isUnanswered(down("a"))), (2, False))
         self.assertEqual(begun.lost(), [Lost((down("b"),))])
 
@@ -425,9 +425,9 @@ class GiveUpTests(SynchronousTestCase):
         What is not unanswered cannot be given up.
         """
         begun = begin(APP, OPEN)
-        begun.giveUp("m-a")
-        self.assertIsNone(begun.giveUp("m-a"))
-        self.assertIsNone(begun.giveUp("m-z"))
+        begun.take("m-a")
+        self.assertIsNone(begun.take("m-a"))
+        self.assertIsNone(begun.take("m-z"))
         self.assertEqual(begun.unanswered, 1)
 
     def test_lateAnswer(self) -> None:
@@ -435,15 +435,15 @@ class GiveUpTests(SynchronousTestCase):
         An answer that comes after all is a foreign one.
         """
         begun = begin(APP, OPEN)
-        begun.giveUp("m-a")
+        begun.take("m-a")
         self.assertEqual(begun.receive(ackOf(down("a"))), [Foreign(ackOf(down("a")))])
 
     def test_whileDraining(self) -> None:
         """
         On a draining stream it works as well; on a lost one nothing is left.
         """
-        self.assertEqual(begin(APP, DRAINING).giveUp("m-a"), down("a"))
-        self.assertIsNone(begin(APP, CLOSED).giveUp("m-a"))
+        self.assertEqual(begin(APP, DRAINING).take("m-a"), down("a"))
+        self.assertIsNone(begin(APP, CLOSED).take("m-a"))
 
 
 class DrainTests(SynchronousTestCase):
@@ -711,7 +711,7 @@ class AnswerWithinTests(SynchronousTestCase):
         begun = self.session()
         begun.receive(ackOf(down("a")))
         self.assertEqual(begun.wakeAt, 1060.0)
-        begun.giveUp("m-c")
+        begun.take("m-c")
         self.assertEqual(begun.wake(1080.0), [Overdue(down("b")), Probe()])
         begun = self.session()
         begun.lost()
@@ -1074,13 +1074,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.unanswered and self.session.role is APP)
     @rule(which=picks)
-    def giveUp(self, which: int) -> None:
+    def take(self, which: int) -> None:
         """
         The caller gives up one of them.
         """
         message = self.pick(which)
         assert isinstance(message, DownstreamMessage) and message.message_id is not None
-        assert self.session.giveUp(message.message_id) == message
+        assert self.session.take(message.message_id) == message
         self.unanswered.remove(message)
         self.ended.append(message)
 

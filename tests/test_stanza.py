@@ -771,7 +771,6 @@ class FormatTests(SynchronousTestCase):
             "dr2:m-1",
             "\u00e5",
             "\u0663",
-            "--",
             "\0",
             "a'b",
         ):
