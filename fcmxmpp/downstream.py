@@ -89,6 +89,9 @@ class _Outgoing:
     #: A newer registration token that came with a NACK.
     newToken: str | None = None
     inFlight = False
+    #: Whether it has been refused, held back, or lost with its stream; if not,
+    #: nothing that follows here is of any interest.
+    isTroubled = False
     #: The call that will have it sent again.
     delayed: IDelayedCall | None = None
     #: The lane that it waits in, or whose turn it has.
@@ -341,12 +344,7 @@ class DownstreamSender:
         self._filling = True
         try:
             while self._again or self._queue:
-                best, most, total = None, 0, 0
-                for link in self._links:
-                    room = link.room
-                    total += room
-                    if room > most:
-                        best, most = link, room
+                best, total = self._leastBusy()
                 if best is None:
                     self._isFull = True
                     return
@@ -361,6 +359,24 @@ class DownstreamSender:
                     return
         finally:
             self._filling = False
+
+    def _leastBusy(self) -> tuple[FCMClientProtocol | None, int]:
+        """
+        The link with the most room.
+
+        @return: the link, if there is one with room, and the room of all links.
+        """
+        if len(self._links) == 1:
+            (link,) = self._links
+            room = link.room
+            return (link if room else None), room
+        best, most, total = None, 0, 0
+        for link in self._links:
+            room = link.room
+            total += room
+            if room > most:
+                best, most = link, room
+        return best, total
 
     def _sendOn(self, link: FCMClientProtocol, outgoing: _Outgoing) -> None:
         """
@@ -416,6 +432,7 @@ class DownstreamSender:
         """
         A message was NACKed: see what is to be done.
         """
+        outgoing.isTroubled = True
         # Told once is enough, be it by an earlier NACK.
         error.registration_id = outgoing.newToken = error.registration_id or outgoing.newToken
         if error.permanent:
@@ -453,7 +470,7 @@ class DownstreamSender:
         Have a message wait in its place.
         """
         insort(lane.waiting, outgoing)
-        outgoing.lane = lane
+        outgoing.lane, outgoing.isTroubled = lane, True
         self._slowed += 1
 
     def _slowDown(self, outgoing: _Outgoing) -> float:
@@ -505,15 +522,20 @@ class DownstreamSender:
         if outgoing.inFlight:
             outgoing.inFlight = False
             self._inFlight -= 1
-        elif outgoing.delayed is not None:
-            outgoing.delayed.cancel()
-            outgoing.delayed = None
         elif outgoing.tries == 0:
             self._queue.pop(outgoing.message_id, None)
-        if self._again:
-            _takeOut(self._again, outgoing)
-        if self._suspects:
-            _takeOut(self._suspects, outgoing)
+        if outgoing.isTroubled:
+            self._forgetTrouble(outgoing)
+
+    def _forgetTrouble(self, outgoing: _Outgoing) -> None:
+        """
+        See L{_forget}, for a message that may wait anywhere.
+        """
+        if outgoing.delayed is not None:
+            outgoing.delayed.cancel()
+            outgoing.delayed = None
+        _takeOut(self._again, outgoing)
+        _takeOut(self._suspects, outgoing)
         lane = outgoing.lane
         if lane is not None:
             self._slowed -= _takeOut(lane.waiting, outgoing)
@@ -707,6 +729,7 @@ class DownstreamSender:
             outgoing = self._landed(message)
             if outgoing is None:
                 continue
+            outgoing.isTroubled = True
             if place == 0 and not wasDrained and self._suspect(outgoing):
                 continue
             insort(self._again, outgoing)
@@ -755,15 +778,25 @@ class DownstreamSender:
         self._isFull = False
         outgoing = self._landed(message)
         if outgoing is not None:
-            if outgoing.lane is not None:
-                outgoing.lane.refusals = 0
-            if outgoing.newToken is not None and ack.registration_id is None:
-                # It was told with a NACK, before the message was sent again.
-                ack = structs.replace(ack, registration_id=outgoing.newToken)
+            if outgoing.isTroubled:
+                ack = self._despiteTrouble(outgoing, ack)
             self._settle(outgoing, ack)
         if not self._isFull:
             # Who was told has not taken the place.
             self._fill()
+
+    def _despiteTrouble(self, outgoing: _Outgoing, ack: Ack) -> Ack:
+        """
+        A message has been accepted that was not at first.
+
+        @return: the ACK, with what is known of the device.
+        """
+        if outgoing.lane is not None:
+            outgoing.lane.refusals = 0
+        if outgoing.newToken is not None and ack.registration_id is None:
+            # It was told with a NACK, before the message was sent again.
+            return structs.replace(ack, registration_id=outgoing.newToken)
+        return ack
 
     def refused(self, protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
         """

@@ -43,6 +43,8 @@ _FLAGS = (
 )
 #: How no key of data may begin.
 _PREFIXES = ("google", "gcm")
+#: How those begin that must not be; nothing does, too.
+_FIRSTS = "fg"
 #: The keys of a notification, and what errors call them.
 _PARTS = tuple((name, f"notification.{name}") for name in Notification.__struct_fields__)
 _COLOR = re.compile("#[0-9a-fA-F]{6}")
@@ -83,10 +85,9 @@ def checkSendable(message: DownstreamMessage) -> None:
     if not isinstance(message, DownstreamMessage):
         raise NotSendable("message", "must be a DownstreamMessage")
     limit = _checkTarget(message.to, message.condition)
-    if message.message_id is None:
-        raise NotSendable("message_id", "must be given")
-    if not 0 < _size("message_id", message.message_id) <= MAX_ID_BYTES:
-        raise NotSendable("message_id", f"must have 1 to {MAX_ID_BYTES} bytes")
+    message_id = message.message_id
+    if not (type(message_id) is str and message_id.isascii() and 0 < len(message_id) <= MAX_ID_BYTES):
+        _checkID(message_id)
     if message.collapse_key is not None and _size("collapse_key", message.collapse_key) > MAX_ID_BYTES:
         raise NotSendable("collapse_key", f"must not have more than {MAX_ID_BYTES} bytes")
     priority = message.priority
@@ -113,9 +114,40 @@ def checkSendable(message: DownstreamMessage) -> None:
         raise NotSendable(field, f"must not make the payload larger than {limit} bytes")
 
 
+def _checkID(message_id: object) -> None:
+    """
+    Check a C{message_id} that may be good nevertheless.
+    """
+    if message_id is None:
+        raise NotSendable("message_id", "must be given")
+    if not 0 < _size("message_id", message_id) <= MAX_ID_BYTES:
+        raise NotSendable("message_id", f"must have 1 to {MAX_ID_BYTES} bytes")
+
+
 def _checkTarget(to: object, condition: object) -> int:
     """
     Check whom a message is for.
+
+    @return: how many bytes its payload may have.
+    """
+    if type(to) is not str or condition is not None:
+        return _checkCondition(to, condition)
+    if to.startswith("/"):
+        if _TOPIC.fullmatch(to) is None:
+            raise NotSendable("to", "must be a token, or /topics/ and 1 to 900 of a-z A-Z 0-9 - _ . ~ %")
+        return MAX_TOPIC_DATA_BYTES
+    if not 0 < len(to) <= _MAX_TOKEN:
+        raise NotSendable("to", f"must have 1 to {_MAX_TOKEN} characters")
+    # Of all white space only the blank itself is printable.  Real tokens are long
+    # and ASCII, and looked at faster by their bytes.
+    if to.encode().translate(None, _VISIBLE) if to.isascii() else not to.isprintable() or " " in to:
+        raise NotSendable("to", "must have neither white space nor control characters")
+    return MAX_DATA_BYTES
+
+
+def _checkCondition(to: object, condition: object) -> int:
+    """
+    Check whom a message is for that is not for one device, group or topic.
 
     @return: how many bytes its payload may have.
     """
@@ -128,19 +160,7 @@ def _checkTarget(to: object, condition: object) -> int:
         return MAX_TOPIC_DATA_BYTES
     if condition is not None:
         raise NotSendable("condition", "must not be given together with to")
-    if type(to) is not str:
-        raise NotSendable("to", "must be a string")
-    if to.startswith("/"):
-        if _TOPIC.fullmatch(to) is None:
-            raise NotSendable("to", "must be a token, or /topics/ and 1 to 900 of a-z A-Z 0-9 - _ . ~ %")
-        return MAX_TOPIC_DATA_BYTES
-    if not 0 < len(to) <= _MAX_TOKEN:
-        raise NotSendable("to", f"must have 1 to {_MAX_TOKEN} characters")
-    # Of all white space only the blank itself is printable.  Real tokens are long
-    # and ASCII, and looked at faster by their bytes.
-    if to.encode().translate(None, _VISIBLE) if to.isascii() else not to.isprintable() or " " in to:
-        raise NotSendable("to", "must have neither white space nor control characters")
-    return MAX_DATA_BYTES
+    raise NotSendable("to", "must be a string")
 
 
 def _size(field: str, text: object) -> int:
@@ -169,8 +189,8 @@ def _dataSize(data: object) -> int:
     for key, value in data.items():
         if type(key) is not str or type(value) is not str:
             raise NotSendable("data", "must have strings only, as keys and as values")
-        # As isReserved and _size do, for all that there is: it is asked for each message.
-        if key == "from" or key.startswith(_PREFIXES):
+        # As isReserved and _size do: it is asked for each key of each message.
+        if key[:1] in _FIRSTS and isReserved(key):
             raise NotSendable("data", "must not have the key from, nor one that begins with google or gcm")
         size += len(key) + len(value) if key.isascii() and value.isascii() else _size("data", key + value)
     return size
