@@ -55,6 +55,8 @@ class Case:
     @ivar short: whether it belongs to the short set.
     @ivar half: whether it is done at half of the rate that this subject had
         with the load of this group.
+    @ivar minutes: how long it takes then, in the one round that it gets; 0 for
+        as many messages as the load has, in each round.
     """
 
     group: str
@@ -62,6 +64,7 @@ class Case:
     load: Load
     short: bool = True
     half: str | None = None
+    minutes: float = 0
 
     @property
     def name(self) -> str:
@@ -84,15 +87,17 @@ GROUPS = {
     "both-4k": "Upstream and downstream at once, 4 KB",
     "half": "Upstream, 300 bytes, at a fixed rate: half of the most",
     "half-4k": "Upstream, 4 KB, at a fixed rate: half of the most",
+    "steady": "Upstream, 300 bytes, half of the most for many minutes",
     "generator": "What the load generator sustains: a client that does nothing",
 }
 
 
-def cases(messages: int) -> list[Case]:
+def cases(messages: int, minutes: float) -> list[Case]:
     """
     All there are, in the order of the table.
 
     @param messages: of a run.
+    @param minutes: how long the steady one takes.
     """
     # As many again, so that compilers at run time have done their work.
     warm = messages
@@ -132,6 +137,7 @@ def cases(messages: int) -> list[Case]:
     found.append(Case("both-4k", SENDER, replace(both, size=4096), short=False))
     found.append(Case("half", OURS, up, half="up-300"))
     found.append(Case("half-4k", OURS, replace(up, size=4096), short=False, half="up-4k"))
+    found.append(Case("steady", OURS, up, short=False, half="up-300", minutes=minutes))
     many = Load(up=messages * 10, warm=messages)
     found.append(Case("generator", RAW, many))
     found.append(
@@ -247,11 +253,16 @@ def rounds(chosen: Sequence[Case], count: int, say: Any) -> dict[str, list[Figur
     runs: dict[str, list[Figures]] = {case.name: [] for case in chosen}
     for turn in range(1, count + 1):
         for case in chosen:
+            if case.minutes and turn > 1:
+                # Once is long enough.
+                continue
             load = case.load
             if case.half is not None:
                 most = runs.get(f"{case.half}/{case.subject.name}") or [measure(case.subject, load)]
                 load = replace(load, rate=most[-1].rate / 2)
-            figures = measure(case.subject, load)
+            if case.minutes:
+                load = replace(load, up=load.warm + int(load.rate * case.minutes * 60))
+            figures = measure(case.subject, load, deadline=120 + case.minutes * 60)
             runs[case.name].append(figures)
             say(f"{turn}/{count} {case.name}: {figures.cpu:.1f} µs, {figures.rate:,.0f}/s")
     return runs
@@ -263,7 +274,7 @@ def choose(options: argparse.Namespace) -> list[Case]:
 
     @raise SystemExit: if there are none.
     """
-    everything = cases(options.messages)
+    everything = cases(options.messages, options.minutes)
     if options.only:
         chosen = [case for case in everything if any(part in case.name for part in options.only)]
     else:
@@ -287,12 +298,13 @@ def parseOptions(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show all names")
     parser.add_argument("--messages", type=int, metavar="N", help="of a run [12000, or 60000 with --all]")
     parser.add_argument("--rounds", type=int, metavar="N", help="[3, or 7 with --all]")
+    parser.add_argument("--minutes", type=float, default=10, metavar="N", help="of the steady run [10]")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, and write no file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory to write to [%(default)s]")
     options = parser.parse_args(arguments)
     options.messages = options.messages or (60_000 if options.all else 12_000)
     options.rounds = options.rounds or (7 if options.all else 3)
-    if options.messages < 100 or options.rounds < 1:
+    if options.messages < 100 or options.rounds < 1 or options.minutes <= 0:
         parser.error("100 messages or more, in one round or more")
     return options
 
@@ -305,7 +317,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     options = parseOptions(arguments)
     if options.list:
-        for case in cases(options.messages):
+        for case in cases(options.messages, options.minutes):
             print(f"{case.name:28}{'' if case.short else 'long set':10}{case.subject.title}")
         return
     chosen = choose(options)

@@ -49,9 +49,11 @@ MAX_ELEMENTS = 256
 #: The most different names of elements and attributes in a stream.
 MAX_NAMES = 1000
 
-#: How many stanzas with an envelope that is not known are looked at.  There are
-#: two for each peer: a message and an answer.
-LESSONS = 8
+#: How many envelopes are known; each costs a look.  A peer has two, one for
+#: messages and one for answers.
+MAX_ENVELOPES = 4
+#: How many stanzas with others are looked at for that.
+LESSONS = 100
 #: The most bytes of a stanza, begun and not ended, that are kept from the parser
 #: until the rest comes: they are copied when more comes.
 MAX_KEPT = 8192
@@ -225,6 +227,8 @@ class StanzaElementStream(domish.ExpatElementStream):
             envelope = envelopeOf(data, self._messageAttributes)
             if envelope is not None:
                 self._envelopes.append(envelope)
+                if len(self._envelopes) == MAX_ENVELOPES:
+                    self._lessons = 0
 
     def _parse(self, buffer: bytes) -> None:
         """

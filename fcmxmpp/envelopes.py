@@ -19,10 +19,10 @@ __all__ = ["STANZA_END", "Envelope", "envelopeOf", "textOf"]
 #: How a stanza with an envelope ends.
 STANZA_END = b"</message>"
 
-#: Attributes without references, and a text.  An C{id} is another for each
-#: stanza, so there is nothing to learn.
+#: Attributes without references, and a text.  An C{id}, if it is not empty, is
+#: another for each stanza, so there is nothing to learn.
 _STANZA = re.compile(
-    rb"""(<message(?: (?!id=)[a-z:]+=(?:"[^"<&]*"|'[^'<&]*'))*>"""
+    rb"""(<message(?: (?!id=.[^"'])[a-z:]+=(?:"[^"<&]*"|'[^'<&]*'))*>"""
     rb"""<(?:[a-z]+:)?gcm(?: xmlns(?::[a-z]+)?=(?:"[^"<&]*"|'[^'<&]*'))?>)"""
     rb"""[^<]*(</(?:[a-z]+:)?gcm></message>)"""
 )

@@ -17,6 +17,7 @@ from twisted.words.xish import domish
 
 from fcmxmpp.elementstream import (
     LESSONS,
+    MAX_ENVELOPES,
     MAX_KEPT,
     MAX_STANZA_BYTES,
     GCMStanza,
@@ -65,6 +66,7 @@ class EnvelopeTests(SynchronousTestCase):
             (ACK, ACK_END),
             (b"<message><gcm xmlns='google:mobile:data'>", UP_END),
             (b"<message><gcm>", UP_END),
+            (b'<message id=""><gcm xmlns="google:mobile:data">', UP_END),
             (b'<message xml:lang="en" to=\'a"b\'><a:gcm>', b"</a:gcm></message>"),
         ):
             for text in (b"", b'{"a":"&quot;"}', b"a > b"):
@@ -362,11 +364,27 @@ class StreamTests(SynchronousTestCase):
         from then on the parser gets it as it comes.
         """
         stream = Watched()
-        stanzas = b"".join(b'<message id="%d">' % n + UP[len(UP) - 32 :] + b"{}" + UP_END for n in range(20))
-        self.assertEqual(20, len(stream.feed(stanzas)))
+        count = LESSONS + 1
+        stanzas = b"".join(b'<message id="%d"><gcm>{}</gcm></message>' % n for n in range(count))
+        stanzas = stanzas.replace(b"<gcm>", b'<gcm xmlns="google:mobile:data">')
+        self.assertEqual(count, len(stream.feed(stanzas)))
         del stream.parsed[:]
-        self.assertEqual(20, len(stream.feed(stanzas)))
+        self.assertEqual(count, len(stream.feed(stanzas)))
         self.assertEqual([stanzas], stream.parsed)
+
+    def test_envelopes(self) -> None:
+        """
+        Nor are ever more of them known.
+        """
+        stream = Watched()
+        stanzas = [
+            b'<message to="%d"><gcm xmlns="google:mobile:data">{}</gcm></message>' % n
+            for n in range(MAX_ENVELOPES + 1)
+        ]
+        stream.feed(b"".join([stanzas[0], *stanzas]))
+        del stream.parsed[:]
+        self.assertEqual(len(stanzas), len(stream.feed(b"".join(stanzas))))
+        self.assertEqual(stanzas[-1:], stream.parsed)
 
     @given(st.lists(_STANZAS, max_size=8), st.lists(st.integers(0, 2000), max_size=6))
     def test_agrees(self, stanzas: list[bytes], cuts: list[int]) -> None:
