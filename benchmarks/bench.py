@@ -128,6 +128,7 @@ def cases(messages: int, minutes: float) -> list[Case]:
         ("--store", "store", (NOTHING, STORE), up, True),
         ("--store --ack handled", "store-handled", (NOTHING, STORE, "--ack=handled"), up, False),
         ("--connections 4", "4-links", (NOTHING,), replace(up, links=4), True),
+        ("--connections 4 --store", "4-links-store", (NOTHING, STORE), replace(up, links=4), True),
         ("downstream, --connections 4", "down-4-links", (SENDING,), replace(down, links=4), False),
         ("downstream, --store", "down-store", (SENDING, STORE), down, False),
     ):

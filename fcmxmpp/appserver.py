@@ -13,6 +13,7 @@ one after the other: see L{fcmxmpp.services}.
 
 from __future__ import annotations
 
+import itertools
 import random as _random
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -115,7 +116,7 @@ class AppServer(Service):
         observe = self._observer
         self._sender: DownstreamSender | StoredSender | None = None
         self._outbox: StoredSender | None = None
-        links = DownstreamSender(lambda: str(uuid4()), clock, random, observe)
+        links = DownstreamSender(_identifiers(), clock, random, observe)
         if store is None:
             self._sender = links
         if not IUpstreamHandler.providedBy(handler) and callable(handler):
@@ -265,6 +266,17 @@ def _tell(result: _T, waiting: Deferred[_T]) -> _T:
     """
     waiting.callback(result)
     return result
+
+
+def _identifiers() -> Callable[[], str]:
+    """
+    Make what makes the C{message_id} of messages that have none.
+
+    @return: never gives the same twice.  To ask the system for randomness each
+        time would take longer than all checks of a message.
+    """
+    prefix, count = uuid4().hex, itertools.count(1)
+    return lambda: f"{prefix}-{next(count)}"
 
 
 def _guarded(observer: ISessionObserver) -> Callable[[AppServerEvent], None]:

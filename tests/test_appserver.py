@@ -359,12 +359,15 @@ class ServiceTests(AppServerCase):
         Messages that are sent without a C{message_id} are given ones that were
         never used before.
         """
-        harness = self.makeAppServer(RecordingHandler())
-        for _ in range(20):
-            harness.appServer.send(DownstreamMessage(to="tok-A")).addErrback(lambda _: None)
-        harness.network.pump()
-        ids = {message.message_id for message in harness.script.downstream}
-        self.assertEqual(20, len(ids))
+        ids: set[str | None] = set()
+        # Not even by another app server for the same sender.
+        for _ in range(2):
+            harness = self.makeAppServer(RecordingHandler())
+            for _ in range(20):
+                harness.appServer.send(DownstreamMessage(to="tok-A")).addErrback(lambda _: None)
+            harness.network.pump()
+            ids |= {message.message_id for message in harness.script.downstream}
+        self.assertEqual(40, len(ids))
         self.assertNotIn(None, ids)
 
     def test_observer(self) -> None:
