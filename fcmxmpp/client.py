@@ -72,8 +72,8 @@ class ISettles(Interface):
 
     def linkHasRoom(protocol: FCMClientProtocol) -> None:
         """
-        This stream has L{room<FCMClientProtocol.room>} again, for another
-        reason than an answer.
+        This stream has L{room<FCMClientProtocol.room>} again: messages were
+        accepted, or the connection server reads or answers again.
         """
 
     def linkLost(protocol: FCMClientProtocol, unanswered: list[DownstreamMessage]) -> None:
@@ -86,7 +86,8 @@ class ISettles(Interface):
 
     def accepted(protocol: FCMClientProtocol, message: DownstreamMessage, ack: Ack) -> None:
         """
-        The connection server accepted a message; there is room for another.
+        The connection server accepted a message.  When all has been read that
+        came with this, L{linkHasRoom} follows.
         """
 
     def refused(protocol: FCMClientProtocol, message: DownstreamMessage, error: Nacked) -> None:
@@ -162,6 +163,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self._stream: GCMStream | None = None
         self._timer: IDelayedCall | None = None
         self._ackObserver = AckObserver(self)
+        # Whether there is more room since L{ISettles.linkHasRoom} was told.
+        self._wasAcked = False
 
     def connectionInitialized(self) -> None:
         """
@@ -171,7 +174,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self._stream = stream
         self.session = Session(Role.APP_SERVER, self._clock.seconds())
         stream.onGCM = self._stanzaReceived
-        stream.onBytes = self._bytesReceived
+        stream.onRead = self._read
         stream.onRoom = lambda: self._settles.linkHasRoom(self)
         stream.addObserver("/message", self._otherMessageReceived)
         stream.addObserver("/iq", self._iqReceived)
@@ -193,12 +196,13 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
 
     # What comes in.
 
-    def _bytesReceived(self) -> None:
+    def _read(self) -> None:
         """
-        Any byte is a sign of life.
+        All that came has been read; any byte is a sign of life.
         """
         assert self.session is not None
-        if self.session.heard(self._clock.seconds()):
+        if self.session.heard(self._clock.seconds()) or self._wasAcked:
+            self._wasAcked = False
             self._settles.linkHasRoom(self)
 
     def _stanzaReceived(self, stanza: GCMStanza) -> None:
@@ -225,6 +229,8 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
                 self._carryOut([Foreign(message)])
             else:
                 assert type(sent) is DownstreamMessage
+                # Of a hundred ACKs that come at once, the last is soon enough.
+                self._wasAcked = True
                 self._settles.accepted(self, sent, message)
         else:
             self._carryOut(self.session.receive(message))
@@ -403,11 +409,16 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         """
         How many downstream messages may be sent on this stream now.
         """
+        return 0 if self.session is None or not self.takesMore else self.session.room
+
+    @property
+    def takesMore(self) -> bool:
+        """
+        Whether the stream is there and takes what is written, be there room or
+        not.
+        """
         stream = self._stream
-        if stream is None or stream.full or stream.closing:
-            return 0
-        assert self.session is not None
-        return self.session.room
+        return not (stream is None or stream.full or stream.closing)
 
     def sendDownstream(self, message: DownstreamMessage) -> None:
         """

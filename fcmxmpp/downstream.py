@@ -225,9 +225,10 @@ class DownstreamSender:
         # Whether there has ever been one.
         self._wasReady = False
         self._filling = False
-        # Whether there was no room when it was looked for last, and no link has
-        # told anything since.
-        self._isFull = False
+        # Whether it is of no use to look for room before a link tells that there
+        # is some: there was none when it was looked for last, or a link will have
+        # told in a moment what else has been accepted.
+        self._isHeld = False
         # When it is looked for messages whose time has run out.
         self._sweep: IDelayedCall | None = None
         self._sweepAt = inf
@@ -290,7 +291,7 @@ class DownstreamSender:
         first = now if since is None else min(since, now)
         outgoing = _Outgoing(self._count, message, message_id, first, result, noteTries)
         self._unsettled[message_id] = self._queue[message_id] = outgoing
-        if not self._isFull:
+        if not self._isHeld:
             self._fill()
         if not outgoing.inFlight and outgoing.expires < self._sweepAt and not result.called:
             self._noteWaiting(outgoing)
@@ -338,25 +339,21 @@ class DownstreamSender:
         Send what waits, as far as there is room, each on the link that is the
         least busy.
         """
-        if self._filling or self._isFull:
+        if self._filling or self._isHeld:
             # Whoever is told of something sends again; the loop below goes on.
             return
         self._filling = True
         try:
             while self._again or self._queue:
-                best, total = self._leastBusy()
-                if best is None:
-                    self._isFull = True
+                link, room = self._leastBusy()
+                if link is None:
+                    self._isHeld = True
                     return
-                outgoing = self._again.pop(0) if self._again else self._queue.popitem(last=False)[1]
-                # It may take the place that an answer has made, and there is no
-                # other: then there is no need to look again.
-                self._isFull = isLast = total == 1
-                self._sendOn(best, outgoing)
-                if isLast and not outgoing.inFlight:
-                    self._isFull = False
-                if self._isFull:
-                    return
+                # Whoever is told of something may also close the link.
+                while room and link.takesMore and (self._again or self._queue):
+                    outgoing = self._again.pop(0) if self._again else self._queue.popitem(last=False)[1]
+                    self._sendOn(link, outgoing)
+                    room -= 1
         finally:
             self._filling = False
 
@@ -364,19 +361,17 @@ class DownstreamSender:
         """
         The link with the most room.
 
-        @return: the link, if there is one with room, and the room of all links.
+        @return: the link, if there is one with room, and how many messages may
+            be sent on it before the links are to be compared again.
         """
-        if len(self._links) == 1:
-            (link,) = self._links
-            room = link.room
-            return (link if room else None), room
-        best, most, total = None, 0, 0
+        best, most, next_ = None, 0, 0
         for link in self._links:
             room = link.room
-            total += room
             if room > most:
-                best, most = link, room
-        return best, total
+                best, most, next_ = link, room, most
+            elif room > next_:
+                next_ = room
+        return best, max(1, most - next_)
 
     def _sendOn(self, link: FCMClientProtocol, outgoing: _Outgoing) -> None:
         """
@@ -686,7 +681,7 @@ class DownstreamSender:
         """
         There may be room where there was none: send what waits.
         """
-        self._isFull = False
+        self._isHeld = False
         self._fill()
 
     def linkReady(self, protocol: FCMClientProtocol) -> None:
@@ -775,15 +770,13 @@ class DownstreamSender:
         """
         See L{ISettles.accepted}.
         """
-        self._isFull = False
+        # Whoever is told of it and sends the next does so many times in a row.
+        self._isHeld = True
         outgoing = self._landed(message)
         if outgoing is not None:
             if outgoing.isTroubled:
                 ack = self._despiteTrouble(outgoing, ack)
             self._settle(outgoing, ack)
-        if not self._isFull:
-            # Who was told has not taken the place.
-            self._fill()
 
     def _despiteTrouble(self, outgoing: _Outgoing, ack: Ack) -> Ack:
         """
@@ -802,7 +795,7 @@ class DownstreamSender:
         """
         See L{ISettles.refused}.
         """
-        self._isFull = False
+        self._isHeld = False
         outgoing = self._landed(message)
         if outgoing is not None:
             self._refused(outgoing, error)
@@ -812,7 +805,7 @@ class DownstreamSender:
         """
         See L{ISettles.overdue}.
         """
-        self._isFull = False
+        self._isHeld = False
         outgoing = self._landed(message)
         if outgoing is not None:
             self._settle(outgoing, AckTimedOut("the connection server did not answer in time"))

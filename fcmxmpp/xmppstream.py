@@ -40,7 +40,8 @@ class GCMStream(xmlstream.XmlStream):
     """
     One XMPP stream, at either end.
 
-    @ivar onBytes: is called when any bytes came.
+    @ivar onRead: is called when any bytes came, and have been read; what it
+        writes goes out with the answers to them.
     @ivar onRoom: is called when L{full} ends.
     @ivar closing: whether this end of the stream has been ended.
     @ivar full: whether the peer reads so slowly that nothing more should be
@@ -60,7 +61,7 @@ class GCMStream(xmlstream.XmlStream):
         super().__init__(authenticator)
         self.clock = clock
         self._onGCM: Callable[[GCMStanza], None] = self._unauthorized
-        self.onBytes: Callable[[], None] = lambda: None
+        self.onRead: Callable[[], None] = lambda: None
         self.onRoom: Callable[[], None] = lambda: None
         self.full = False
         self._notesFull = False
@@ -123,13 +124,14 @@ class GCMStream(xmlstream.XmlStream):
         """
         Take bytes from the peer, and send the answers to them in one write.
         """
-        self.onBytes()
         self._gathered = []
         try:
-            if self.stream is not None:
-                self.stream.parse(data)
-        except domish.ParserError as error:
-            self._refuse(error)
+            try:
+                if self.stream is not None:
+                    self.stream.parse(data)
+            except domish.ParserError as error:
+                self._refuse(error)
+            self.onRead()
         finally:
             gathered, self._gathered = self._gathered, None
             if gathered:

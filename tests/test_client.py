@@ -623,7 +623,10 @@ class DownstreamTests(ClientCase):
             connection.protocol.sendDownstream(downstream(f"d-{number}"))
         ack = Ack(from_="tok-A", message_id="d-1", registration_id="tok-A2")
         connection.receive(ack)
-        self.assertEqual([("accepted", connection.protocol, downstream("d-1"), ack)], self.settler.told)
+        self.assertEqual(
+            [("accepted", connection.protocol, downstream("d-1"), ack), ("room", connection.protocol)],
+            self.settler.told,
+        )
         connection.receive(
             Nack(
                 from_="tok-A",
@@ -738,7 +741,7 @@ class DownstreamTests(ClientCase):
         self.assertEqual([("draining", connection.protocol)], self.settler.told)
         self.assertEqual(0, connection.protocol.room)
         connection.receive(Ack(from_="tok-A", message_id="d-0"))
-        self.assertEqual("accepted", self.settler.told[-1][0])
+        self.assertEqual(["accepted", "room"], [each[0] for each in self.settler.told[1:]])
         self.assertEqual((0, False), (connection.protocol.room, connection.transport.disconnecting))
 
     def test_drainingAsNack(self) -> None:

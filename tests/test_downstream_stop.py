@@ -782,7 +782,8 @@ class ReentrancyTests(DownstreamCase):
         stopped: list[Deferred[None]] = []
         harness.reactions["x"] = lambda: stopped.append(harness.stop(10))
         harness.ack("x")
-        harness.ack(*[f"m-{n}" for n in range(101)])
+        harness.ack(*[f"m-{n}" for n in range(100)])
+        harness.ack("m-100")
         self.successResultOf(stopped[0])
         self.assertEqual({Ack}, {harness.outcome(f"m-{n}") for n in range(101)})
 
@@ -801,7 +802,7 @@ class ReentrancyTests(DownstreamCase):
         # A link that is there already, and has room, and was not used yet.
         self.patch(harness.sender, "linkReady", harness.sender._links.append)
         harness.connect()
-        harness.sender._isFull = False
+        harness.sender._isHeld = False
         self.assertEqual(["m-1"], list(harness.outcomes))
         harness.send("m-2")
         self.assertEqual((Expired, Stopped), (harness.outcome("x"), harness.outcome("m-2")))

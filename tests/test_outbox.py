@@ -384,8 +384,8 @@ class OrderTests(OutboxCase):
         life.observer.observed = sent  # type: ignore[method-assign]
         life.sender._observe = sent
         life.entrust(to("1"))
-        life.ack("1", "2")
-        life.ack("3", "4")
+        for message_id in many(1, 4):
+            life.ack(message_id)
         self.assertEqual(many(1, 5), life.sent())
         self.assertEnds(life)
 
