@@ -301,15 +301,39 @@ class GroupCommitTests(SynchronousTestCase):
             raise ValueError("secret")
 
         self.start()
-        results = [self.commits.do(work, 1) for work in (self.insert, bug)]
+        result = self.commits.do(bug, 1)
         self.reactor.turn()
-        for each in results:
-            self.assertEqual("a bug: ValueError", str(self.failureResultOf(each, StoreUnavailable).value))
+        self.assertEqual("a bug: ValueError", str(self.failureResultOf(result, StoreUnavailable).value))
         self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
         again = self.commits.do(self.insert, 2)
         self.reactor.turn()
         self.assertEqual(4, self.successResultOf(again))
         self.assertEqual([2], self.rows())
+
+    def test_bugAmongOthers(self) -> None:
+        """
+        It does not keep what came with it from being done, nor in its order.
+        """
+
+        def odd(connection: sqlite3.Connection, values: Sequence[Any]) -> list[Any]:
+            if 3 in values:
+                raise OverflowError("secret")
+            return self.insert(connection, values)
+
+        self.start()
+        results = [self.commits.do(odd, value) for value in range(1, 6)]
+        self.reactor.turnUntil(results[-1])
+        failure = self.failureResultOf(results.pop(2), StoreUnavailable)
+        self.assertEqual("a bug: OverflowError", str(failure.value))
+        self.assertEqual(1, len(self.flushLoggedErrors(OverflowError)))
+        self.assertEqual([2, 4, 8, 10], [self.successResultOf(each) for each in results])
+        self.assertEqual([1, 2, 4, 5], self.rows())
+        self.assertEqual([[1], [2], [4], [5]], self.calls)
+        # And then many go together again.
+        del self.calls[:]
+        more = [self.commits.do(odd, value) for value in (6, 7)]
+        self.reactor.turnUntil(more[-1])
+        self.assertEqual([[6, 7]], self.calls)
 
     def test_brokenConnection(self) -> None:
         """

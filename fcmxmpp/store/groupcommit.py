@@ -166,12 +166,16 @@ class GroupCommit:
         """
         connection: sqlite3.Connection | None = None
         jobs: list[_Job] = []
+        # How many of them are done one by one.
+        alone = 0
         ended = False
         while not ended or jobs:
             ended = self._collect(jobs, ended)
-            batch, jobs = jobs[: self._most], jobs[self._most :]
+            count = 1 if alone else self._most
+            batch, jobs = jobs[:count], jobs[count:]
             if not batch:
                 continue
+            alone = max(0, alone - 1)
             try:
                 if connection is None:
                     connection = self._connect()
@@ -185,7 +189,12 @@ class GroupCommit:
                     # What is broken is opened anew.
                     connection.close()
                     connection = None
-                self._reactor.callFromThread(self._failed, batch, failure)
+                if len(batch) > 1 and not _isTheStores(failure):
+                    # One of them cannot be done at all, which is no reason not
+                    # to do the others.
+                    jobs, alone = batch + jobs, len(batch)
+                else:
+                    self._reactor.callFromThread(self._failed, batch, failure)
             else:
                 hasWritten = connection.total_changes > before
                 self._reactor.callFromThread(self._done, batch, results, hasWritten)
@@ -231,7 +240,7 @@ class GroupCommit:
         A transaction has failed, as a whole.
         """
         assert failure.value is not None
-        if failure.check(sqlite3.Error, OSError, StoreUnavailable) is None:
+        if not _isTheStores(failure):
             # Ours, not the store's.
             _log.failure("using the store {name} failed", failure, name=self._name)
             error = StoreUnavailable(f"a bug: {type(failure.value).__name__}")
@@ -258,6 +267,13 @@ class GroupCommit:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(None)
+
+
+def _isTheStores(failure: Failure) -> bool:
+    """
+    Whether the store failed, and not what it was asked for.
+    """
+    return failure.check(sqlite3.Error, OSError, StoreUnavailable) is not None
 
 
 def _transact(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
