@@ -32,8 +32,6 @@ __all__ = ["checkSendable", "isReserved"]
 #: 140 to 200, but they are Google's affair and have grown before.
 _MAX_TOKEN = 4096
 _TOPIC = re.compile(f"/topics/{TOPIC_NAME}")
-#: What there is of ASCII that one can see.
-_VISIBLE = bytes(range(0x21, 0x7F))
 _FLAGS = (
     "content_available",
     "mutable_content",
@@ -138,9 +136,8 @@ def _checkTarget(to: object, condition: object) -> int:
         return MAX_TOPIC_DATA_BYTES
     if not 0 < len(to) <= _MAX_TOKEN:
         raise NotSendable("to", f"must have 1 to {_MAX_TOKEN} characters")
-    # Of all white space only the blank itself is printable.  Real tokens are long
-    # and ASCII, and looked at faster by their bytes.
-    if to.encode().translate(None, _VISIBLE) if to.isascii() else not to.isprintable() or " " in to:
+    # Of all white space only the blank itself is printable.
+    if not to.isprintable() or " " in to:
         raise NotSendable("to", "must have neither white space nor control characters")
     return MAX_DATA_BYTES
 
