@@ -61,6 +61,8 @@ BATCH = 1.0
 #: Seconds to wait before the second try to connect, by how much that may differ, and
 #: how long it gets; what has lasted for so long is made again at once.  As Chrome's.
 FIRST, JITTER, MOST, STABLE = 30.0, 0.33, 600.0, 10.0
+#: Seconds that the server has to close its end, too.
+CLOSING = 2.0
 #: How many names of received messages a login tells.
 _NAMES = 100
 
@@ -126,6 +128,8 @@ class _Stream(Protocol):
         self.reason = ""
         #: Fires when the connection is gone.
         self._waiters: list[Deferred[None]] = []
+        # Whether it is closed at this end, and whether it is at both.
+        self._isClosing = False
         self._isGone = False
 
     def connectionMade(self) -> None:
@@ -143,15 +147,19 @@ class _Stream(Protocol):
         """
         Some bytes came.
         """
-        self.carryOut(self._session.receive(data, self._clock.seconds()))
-        self._setTimer()
+        if not self._isClosing:
+            self.carryOut(self._session.receive(data, self._clock.seconds()))
+            self._setTimer()
 
     def carryOut(self, outputs: list[Output]) -> None:
         """
-        Do what the session wants done.
+        Do what the session wants done, until the connection is closed.
         """
         transport: Any = self.transport
         for output in outputs:
+            if self._isClosing or self._isGone:
+                # The app may have stopped the device over the output before.
+                return
             if isinstance(output, Write):
                 transport.write(output.data)
             elif isinstance(output, Hangup):
@@ -169,20 +177,33 @@ class _Stream(Protocol):
         """
         A message is in safe hands.
         """
-        if not self._isGone:
-            self.carryOut(self._session.processed(streamID, atOnce, self._clock.seconds()))
+        self.carryOut(self._session.processed(streamID, atOnce, self._clock.seconds()))
 
     def close(self, reason: str, abort: bool = False) -> None:
         """
-        Close the connection.
+        Close the connection: from now on nothing that comes matters.
+
+        @param abort: without waiting for the server to close its end.
         """
+        if self._isGone or (self._isClosing and not abort):
+            return
         self.reason = self.reason or reason
+        self._isClosing = True
+        self.isReady = False
         self._cancelTimer()
         transport: Any = self.transport
         if abort:
             transport.abortConnection()
         else:
+            self._timer = self._clock.callLater(CLOSING, self._abort)
             transport.loseConnection()
+
+    def _abort(self) -> None:
+        """
+        The server has not closed its end.
+        """
+        self._timer = None
+        self.close("", True)
 
     def whenGone(self) -> Deferred[None]:
         """
@@ -199,8 +220,10 @@ class _Stream(Protocol):
         """
         Wake the session when it wants it.
         """
+        if self._isClosing or self._isGone:
+            return
         self._cancelTimer()
-        if self._session.wakeAt is not None and not self._isGone:
+        if self._session.wakeAt is not None:
             self._timer = self._clock.callLater(
                 max(0.0, self._session.wakeAt - self._clock.seconds()), self._wake
             )

@@ -21,10 +21,11 @@ from twisted.web.resource import Resource
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from fcmxmpp.device import BATCH, STABLE, UNSENT, Device, IDeviceApp, NotSent
+from fcmxmpp.device import BATCH, CLOSING, STABLE, UNSENT, Device, IDeviceApp, NotSent
 from fcmxmpp.devicecache import CacheUnusable, DeviceCache
 from fcmxmpp.devicehttp import DeviceHTTP
 from fcmxmpp.mcs import wire
+from fcmxmpp.mcs.frames import Tag, encodeFrame
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 from fcmxmpp.server.site import site
 from fcmxmpp.testing import MemoryNetwork
@@ -534,6 +535,85 @@ class DeviceTests(SynchronousTestCase):
             APP,  # type: ignore[arg-type]  # never asked
         )
         self.successResultOf(idle.stopService())
+
+    def deaf(self) -> None:
+        """
+        Have no end of the connection follow when the device closes its own.
+        """
+        (pump,) = self.network._pumps
+        self.patch(pump.clientIO, "loseConnection", lambda: None)
+
+    def test_serverStaysOn(self) -> None:
+        """
+        A server that does not close its end of the connection is not waited for
+        any longer than L{CLOSING}.
+        """
+        device = self.device()
+        self.deaf()
+        stopped = device.stopService()
+        self.pump()
+        self.clock.advance(CLOSING - 0.1)
+        self.pump()
+        self.assertNoResult(stopped)
+        self.clock.advance(0.1)
+        self.pump()
+        self.successResultOf(stopped)
+
+    def test_closesOnce(self) -> None:
+        """
+        What is closed already, because of something that the server has said,
+        is gone as soon if the device is stopped meanwhile; and the device has
+        nothing sent there.
+        """
+        device = self.device()
+        self.deaf()
+        (pump,) = self.network._pumps
+        pump.server.transport.write(encodeFrame(Tag.CLOSE, b""))
+        self.pump()
+        self.failureResultOf(device.sendMessage({}, TO, "u-1", 0), NotSent)
+        kept = device.sendMessage({}, TO, "u-2", 60)
+        self.clock.advance(CLOSING / 2)
+        stopped = device.stopService()
+        self.clock.advance(CLOSING / 2)
+        self.pump()
+        self.successResultOf(stopped)
+        self.assertNoResult(kept)
+        self.assertEqual([], self.appServer.ids())
+
+    def test_afterTheEnd(self) -> None:
+        """
+        What comes when the device has closed its end is not for the app, and
+        sets nothing going: it comes again at the next start.
+        """
+        device = self.device()
+        self.deaf()
+        stopped = device.stopService()
+        self.appServer.downstream(to=device.token, message_id="d-1")
+        self.pump()
+        self.assertEqual([], self.app.received)
+        mine = [call for call in self.clock.getDelayedCalls() if "fcmxmpp.device" in str(call.func)]
+        self.assertEqual(["_abort"], [call.func.__name__ for call in mine])
+        self.clock.advance(CLOSING)
+        self.pump()
+        self.successResultOf(stopped)
+        self.device()
+        self.assertEqual(1, len(self.app.received))
+
+    def test_stopInTheApp(self) -> None:
+        """
+        An app may stop the device over a message: what came along with that is
+        not for it any more.
+        """
+        device = self.device()
+        stopped: list[Deferred[None]] = []
+        self.app.answer = lambda: stopped.append(device.stopService())
+        self.network.silent = True
+        for number in range(2):
+            self.appServer.downstream(to=device.token, message_id=f"d-{number}")
+        self.network.silent = False
+        self.pump()
+        self.assertEqual(1, len(self.app.received))
+        self.successResultOf(stopped[0])
 
     def test_otherApps(self) -> None:
         """
