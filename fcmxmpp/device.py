@@ -32,6 +32,7 @@ from fcmxmpp.devicecache import DeviceCache, Unsent
 from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
 from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import FCMError, MalformedFrame
+from fcmxmpp.mcs.conversation import UNAUTHORIZED
 from fcmxmpp.mcs.devicesession import (
     DeviceSession,
     Hangup,
@@ -542,7 +543,9 @@ class Device(Service):
         if isinstance(output, LoggedIn):
             self._loggedIn(stream)
         elif isinstance(output, LoginRefused):
-            self._forget()
+            # With another code it is the server that has a problem.
+            if output.code == UNAUTHORIZED:
+                self._forget()
         elif isinstance(output, UploadsAcknowledged):
             self._acknowledged(output.handles)
         elif isinstance(output, ServerHas):

@@ -14,6 +14,7 @@ from typing import Any
 
 from treq.testing import RequestTraversalAgent
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
@@ -25,7 +26,8 @@ from fcmxmpp.device import BATCH, CLOSING, STABLE, UNSENT, Device, IDeviceApp, N
 from fcmxmpp.devicecache import CacheUnusable, DeviceCache
 from fcmxmpp.devicehttp import DeviceHTTP
 from fcmxmpp.mcs import wire
-from fcmxmpp.mcs.frames import Tag, encodeFrame
+from fcmxmpp.mcs.conversation import UNAUTHORIZED
+from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 from fcmxmpp.server.site import site
 from fcmxmpp.testing import MemoryNetwork
@@ -72,6 +74,32 @@ class App:
         See L{IDeviceApp.messagesDeleted}.
         """
         self.deleted.append(total)
+
+
+class Refusing(Protocol):
+    """
+    A connection server that lets nobody in.
+    """
+
+    def __init__(self, logins: list[str], code: int) -> None:
+        """
+        @param logins: gets who wants in.
+        @param code: why not.
+        """
+        self._logins = logins
+        self._code = code
+        self._decoder = FrameDecoder()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Some bytes came.
+        """
+        assert self.transport is not None
+        for _tag, body in self._decoder.feed(data):
+            self._logins.append(wire.LoginRequest.FromString(body).user)
+            answer = wire.LoginResponse(id="", error=wire.ErrorInfo(code=self._code))
+            self.transport.write(b"\x29" + encodeFrame(Tag.LOGIN_RESPONSE, answer.SerializeToString()))
+            self.transport.loseConnection()
 
 
 class DeviceTests(SynchronousTestCase):
@@ -402,6 +430,36 @@ class DeviceTests(SynchronousTestCase):
             self.pump()
         self.assertNotEqual(token, second.token)
         self.assertEqual(["u-1"], self.appServer.ids())
+
+    def test_loginRefused(self) -> None:
+        """
+        A server that refuses a login for another reason than that it does not
+        know the device, such as that it is overloaded, is asked again, later
+        each time, by the same device.
+        """
+        logins: list[str] = []
+        codes = iter((503, 500, UNAUTHORIZED, 503))
+        factory = Factory.forProtocol(lambda: Refusing(logins, next(codes)))
+        factory.noisy = False
+        self.network = MemoryNetwork(self.clock, factory)
+        with capturedLogs() as events:
+            device = self.device()
+            tokens = [device.token]
+            for delay in (30, 60, 120):
+                self.clock.advance(delay - 1)
+                self.pump()
+                self.assertEqual(len(tokens), len(logins))
+                self.clock.advance(1)
+                self.pump()
+                tokens.append(device.token)
+        known, *others, new = logins
+        self.assertEqual([known, known], others)
+        self.assertNotEqual(known, new)
+        first, second, forgotten, fourth = tokens
+        self.assertEqual((first, None), (second, forgotten))
+        self.assertNotIn(fourth, (first, None))
+        reasons = [event["reason"] for event in events if "reason" in event]
+        self.assertEqual([f"the login is refused with code {code}" for code in (503, 500, 401, 503)], reasons)
 
     def test_silence(self) -> None:
         """

@@ -20,10 +20,20 @@ from fcmxmpp.mcs import wire
 from fcmxmpp.mcs.frames import UNREADABLE, FrameDecoder, Tag, encodeFrame, varint
 
 
-__all__ = ["SELECTIVE_ACK", "STREAM_ACK", "Conversation", "Hangup", "Write", "selectedIDs"]
+__all__ = [
+    "SELECTIVE_ACK",
+    "STREAM_ACK",
+    "UNAUTHORIZED",
+    "Conversation",
+    "Hangup",
+    "Write",
+    "selectedIDs",
+]
 
 #: The identifiers of extensions of an IqStanza.
 SELECTIVE_ACK, STREAM_ACK = 12, 13
+#: The code of a login that is refused because nobody has that identity.
+UNAUTHORIZED = 401
 
 # An IqStanza of type SET with the id "" and an extension without data, and the keys
 # of last_stream_id_received in the stanzas that we write: fields may stand in any

@@ -53,7 +53,10 @@ class LoggedIn(Struct, frozen=True):
 
 class LoginRefused(Struct, frozen=True):
     """
-    The server does not know who this is.
+    The server does not let this device in.
+
+    @ivar code: L{UNAUTHORIZED<fcmxmpp.mcs.conversation.UNAUTHORIZED>} if it does
+        not know it.
     """
 
     code: int
@@ -162,7 +165,8 @@ class DeviceSession(Conversation):
         if self._decoder.version != VERSION:
             return self._hangUp(f"the server speaks version {self._decoder.version}")
         if message.HasField("error") and message.error.code:
-            return [LoginRefused(message.error.code), *self._hangUp("the login is refused")]
+            code = message.error.code
+            return [LoginRefused(code), *self._hangUp(f"the login is refused with code {code}")]
         self._isLoggedIn = True
         if message.heartbeat_config.interval_ms > 0:
             self._interval = message.heartbeat_config.interval_ms / 1000

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fcmxmpp.errors import MalformedFrame
+from fcmxmpp.mcs.conversation import UNAUTHORIZED
 from fcmxmpp.mcs.session import (
     Confirmed,
     Delivered,
@@ -54,8 +55,6 @@ KEEPALIVE = (1200, 60, 5)
 CLOSING = 2.0
 #: What both numbers of an identity are less than.
 _LARGEST = 1 << 63
-#: The code of a refused login.
-UNAUTHORIZED = 401
 
 
 @implementer(IPushProducer)
