@@ -116,9 +116,11 @@ class _Stream(Protocol):
     The device's end of a connection.
 
     @ivar isReady: whether it is logged in.
+    @ivar readySince: when that was; None if it never was.
     """
 
     isReady = False
+    readySince: float | None = None
 
     def __init__(self, device: Device, session: DeviceSession, clock: Any) -> None:
         self._device = device
@@ -449,9 +451,7 @@ class Device(Service):
             lasted = 0.0
             try:
                 identity = await self._identify()
-                began = self._clock.seconds()
-                reason = await self._converse(identity)
-                lasted = self._clock.seconds() - began
+                reason, lasted = await self._converse(identity)
             except CancelledError:
                 raise
             except (FCMError, ConnectError, OSError) as error:
@@ -498,11 +498,11 @@ class Device(Service):
         self._cache.forget()
         self.token = None
 
-    async def _converse(self, identity: Identity) -> str:
+    async def _converse(self, identity: Identity) -> tuple[str, float]:
         """
         Connect, and stay connected.
 
-        @return: why that ended.
+        @return: why that ended, and how many seconds after the login.
         """
         session = DeviceSession(
             identity,
@@ -520,7 +520,8 @@ class Device(Service):
         finally:
             self._stream = None
             self._lost()
-        return stream.reason
+        lasted = 0.0 if stream.readySince is None else self._clock.seconds() - stream.readySince
+        return stream.reason, lasted
 
     def _lost(self) -> None:
         """
@@ -560,6 +561,7 @@ class Device(Service):
         The device is logged in: what waits is sent, in order.
         """
         stream.isReady = True
+        stream.readySince = self._clock.seconds()
         _log.info("the device is connected")
         for key, sending in list(self._sending.items()):
             self._upload(key, sending)

@@ -27,6 +27,7 @@ from fcmxmpp.devicecache import CacheUnusable, DeviceCache
 from fcmxmpp.devicehttp import DeviceHTTP
 from fcmxmpp.mcs import wire
 from fcmxmpp.mcs.conversation import UNAUTHORIZED
+from fcmxmpp.mcs.devicesession import LOGIN_DEADLINE
 from fcmxmpp.mcs.frames import FrameDecoder, Tag, encodeFrame
 from fcmxmpp.mcs.stanzas import ReceivedMessage
 from fcmxmpp.server.site import site
@@ -552,6 +553,21 @@ class DeviceTests(SynchronousTestCase):
             self.clock.advance(31)
         (delay,) = [event["delay"] for event in events if "delay" in event]
         self.assertEqual(30, delay)
+
+    def test_slowLogin(self) -> None:
+        """
+        Nor is a connection on which the login is not answered.
+        """
+        self.network.silent = True
+        with capturedLogs() as events:
+            self.device()
+            for _ in range(2):
+                self.clock.advance(LOGIN_DEADLINE)
+                self.pump()
+                self.clock.advance(30)
+                self.pump()
+        self.assertEqual([30, 60], [event["delay"] for event in events if "delay" in event])
+        self.network.silent = False
 
     def test_topics(self) -> None:
         """
