@@ -172,9 +172,10 @@ class _Stream(Protocol):
 
     def upload(self, handle: object, stanza: bytes) -> None:
         """
-        Send a message.
+        Send a message, or leave it for the next connection if this one ends.
         """
-        self.carryOut(self._session.upload(handle, stanza, self._clock.seconds()))
+        if not self._session.isOver:
+            self.carryOut(self._session.upload(handle, stanza, self._clock.seconds()))
 
     def processed(self, streamID: int, atOnce: bool) -> None:
         """
@@ -460,6 +461,10 @@ class Device(Service):
                 # Ours or the application's, and no reason to be off for ever.
                 _log.failure("a device failed to connect")
                 reason = "a bug"
+            if not self.running:
+                # Stopped by somebody who was told, here, what will not be sent: that
+                # cannot be cancelled.
+                return
             if lasted >= STABLE:
                 failures = 0
                 delay = 0.0
@@ -564,6 +569,9 @@ class Device(Service):
         stream.readySince = self._clock.seconds()
         _log.info("the device is connected")
         for key, sending in list(self._sending.items()):
+            if not stream.isReady:
+                # Somebody who was told that a message has failed has stopped the device.
+                return
             self._upload(key, sending)
         readers, self._readers = self._readers, []
         for reader in readers:
@@ -604,9 +612,10 @@ class Device(Service):
         for key, sending in there:
             del self._sending[key]
             self._sentIDs.append(sending.message.message_id)
+        self._tellLater()
+        for _, sending in there:
             if sending.result is not None:
                 sending.result.callback(None)
-        self._tellLater()
 
     def _failed(self, key: object, error: str) -> None:
         """
@@ -616,9 +625,9 @@ class Device(Service):
         if sending.number is not None:
             self._cache.sent([sending.number])
         self._failedIDs.append((sending.message.message_id, error))
+        self._tellLater()
         if sending.result is not None:
             sending.result.errback(NotSent(error))
-        self._tellLater()
 
     def _tellLater(self) -> None:
         """

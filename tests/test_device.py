@@ -654,6 +654,61 @@ class DeviceTests(SynchronousTestCase):
         self.assertNoResult(kept)
         self.assertEqual([], self.appServer.ids())
 
+    def test_goodbyeAtOnce(self) -> None:
+        """
+        A server may let a device in and say goodbye in one breath: what the
+        device has kept is for the next connection.
+        """
+        self.network.refuse = True
+        device = self.device()
+        kept = device.sendMessage({}, TO, "u-1", 3600)
+        self.network.refuse = False
+        self.network.silent = True
+        self.clock.advance(30)
+        (pump,) = self.network._pumps
+        answer = wire.LoginResponse(id="").SerializeToString()
+        pump.client.dataReceived(
+            b"\x29" + encodeFrame(Tag.LOGIN_RESPONSE, answer) + encodeFrame(Tag.CLOSE, b"")
+        )
+        self.assertNoResult(kept)
+        self.network.silent = False
+        self.pump()
+        self.clock.advance(60)
+        self.pump()
+        self.successResultOf(kept)
+        self.assertEqual(["u-1"], self.appServer.ids())
+
+    def test_stopInAnAnswer(self) -> None:
+        """
+        Whoever is told at the login that a message has waited for too long may
+        stop the device: what else waits is not sent any more.
+        """
+        self.network.refuse = True
+        device = self.device()
+        stopped: list[Deferred[None]] = []
+        device.sendMessage({}, TO, "u-1", 20).addErrback(lambda _: stopped.append(device.stopService()))
+        kept = device.sendMessage({}, TO, "u-2", 60)
+        self.network.refuse = False
+        self.clock.advance(30)
+        self.pump()
+        self.successResultOf(stopped[0])
+        self.assertNoResult(kept)
+        self.assertEqual([], self.appServer.ids())
+
+    def test_stopInALoss(self) -> None:
+        """
+        So may whoever is told that a message will never be sent, because the
+        connection is lost: the device does not connect again.
+        """
+        device = self.device()
+        stopped: list[Deferred[None]] = []
+        device.sendMessage({}, TO, "u-1", 0).addErrback(lambda _: stopped.append(device.stopService()))
+        self.network.cut()
+        self.successResultOf(stopped[0])
+        self.clock.advance(60)
+        self.pump()
+        self.assertEqual(1, self.network.attempts)
+
     def test_afterTheEnd(self) -> None:
         """
         What comes when the device has closed its end is not for the app, and
