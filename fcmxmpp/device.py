@@ -111,6 +111,13 @@ class IDeviceApp(Interface):
         """
 
 
+def _number(text: str) -> int:
+    """
+    A number that the server says; 0 if it is none, or larger than any can be.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
 class _Stream(Protocol):
     """
     The device's end of a connection.
@@ -555,8 +562,7 @@ class Device(Service):
         elif isinstance(output, UploadsAcknowledged):
             self._acknowledged(output.handles)
         elif isinstance(output, ServerHas):
-            numbers = [int(each) for each in output.persistent_ids if each.isascii() and each.isdigit()]
-            self._acknowledged(numbers)
+            self._acknowledged([_number(each) for each in output.persistent_ids])
         else:
             assert isinstance(output, Received)
             self._received(stream, output)
@@ -607,13 +613,13 @@ class Device(Service):
         """
         The connection server has stored messages.
         """
-        there = [(key, self._sending[key]) for key in keys if key in self._sending]
-        self._cache.sent([sending.number for _, sending in there if sending.number is not None])
-        for key, sending in there:
+        there = {key: self._sending[key] for key in keys if key in self._sending}
+        self._cache.sent([sending.number for sending in there.values() if sending.number is not None])
+        for key, sending in there.items():
             del self._sending[key]
             self._sentIDs.append(sending.message.message_id)
         self._tellLater()
-        for _, sending in there:
+        for sending in there.values():
             if sending.result is not None:
                 sending.result.callback(None)
 
@@ -687,7 +693,6 @@ class Device(Service):
         Give a message to the app.
         """
         if message.message_type == "deleted_messages":
-            total = message.data.get("total_deleted", "")
-            return self._app.messagesDeleted(int(total) if total.isdigit() else 0)
+            return self._app.messagesDeleted(_number(message.data.get("total_deleted", "")))
         given = self._app.messageReceived(message)
         return Deferred.fromCoroutine(given) if hasattr(given, "send") else given

@@ -257,6 +257,27 @@ class DeviceTests(SynchronousTestCase):
         self.assertEqual([], self.appServer.ids())
         self.assertEqual(2, self.world.office.counts.uploads)
 
+    def test_strangeNumbers(self) -> None:
+        """
+        A server may name what it has twice, and what cannot be a number of
+        ours; and a number of dropped messages that is none is 0.
+        """
+        device = self.device()
+        result = device.sendMessage({}, TO, "u-1", 3600)
+        (pump,) = self.network._pumps
+        names = wire.SelectiveAck(id=["1", "1", "9" * 5000, "\u00b9", "x"]).SerializeToString()
+        iq = wire.IqStanza(type=wire.IqStanza.SET, id="", extension=wire.Extension(id=12, data=names))
+        pump.client.dataReceived(encodeFrame(Tag.IQ_STANZA, iq.SerializeToString()))
+        self.successResultOf(result)
+        for number, total in enumerate(("7", "9" * 5000, "\u00b9", "")):
+            stanza = wire.DataMessageStanza(category=APP, persistent_id=f"p-{number}")
+            setattr(stanza, "from", "111")
+            stanza.app_data.add(key="message_type", value="deleted_messages")
+            stanza.app_data.add(key="total_deleted", value=total)
+            pump.client.dataReceived(encodeFrame(Tag.DATA_MESSAGE_STANZA, stanza.SerializeToString()))
+        self.assertEqual([7, 0, 0, 0], self.app.deleted)
+        self.network.cut()
+
     def test_nowOrNever(self) -> None:
         """
         A C{timeToLive} of 0 needs a connection; if that breaks, the message has
