@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import Interface
 
 from fcmxmpp import __version__
-from fcmxmpp.devicecache import DeviceCache, Unsent
+from fcmxmpp.devicecache import CacheUnusable, DeviceCache, Unsent
 from fcmxmpp.devicehttp import DeviceHTTP, RegistrationRefused
 from fcmxmpp.diagnosis import describe
 from fcmxmpp.errors import FCMError, MalformedFrame
@@ -352,8 +352,9 @@ class Device(Service):
         @param timeToLive: seconds, 0 to 24 hours, to which all else comes down;
             0 is now or never.
         @return: fires when the connection server has stored the message; fails
-            with L{NotSent}.  Unless C{timeToLive} is 0 it is kept until then,
-            and sent again after a lost connection.
+            with L{NotSent}, or with L{CacheUnusable} if it cannot be kept.
+            Unless C{timeToLive} is 0 it is kept until then, and sent again after
+            a lost connection.
         """
         if not 0 <= timeToLive <= MAX_UPSTREAM_TTL:
             timeToLive = MAX_UPSTREAM_TTL
@@ -380,7 +381,10 @@ class Device(Service):
         unsent = Unsent(
             message_id=messageID, to=to, data=data, time_to_live=timeToLive, since=self._clock.seconds()
         )
-        number = self._cache.keep(unsent) if timeToLive else None
+        try:
+            number = self._cache.keep(unsent) if timeToLive else None
+        except CacheUnusable:
+            return fail()
         sending = _Sending(unsent, number)
         key: object = sending if number is None else number
         self._sending[key] = sending
