@@ -102,7 +102,8 @@ class IDeviceApp(Interface):
     def messageReceived(message: ReceivedMessage) -> Awaitable[object] | None:
         """
         The app server has sent a message.  If this fails, it comes again after
-        the next login.
+        the next login; until this has fired it does not, however often the
+        connection is lost.
         """
 
     def messagesDeleted(total: int) -> None:
@@ -332,6 +333,9 @@ class Device(Service):
         self._sending: dict[object, _Sending] = {}
         for number, message in self._cache.unsent():
             self._sending[number] = _Sending(message, number)
+        # What the app has been given and has not done with, by its name: the
+        # connection that it came on last, and the numbers of its frames there.
+        self._given: dict[str, tuple[_Stream, list[int]]] = {}
         # The news for the app.
         self._sentIDs: list[str] = []
         self._failedIDs: list[tuple[str, str]] = []
@@ -451,8 +455,16 @@ class Device(Service):
         else:
             stream.whenGone().chainDeferred(stopped)
             stream.close("the device stops")
-        stopped.addCallback(lambda _: self._cache.close())
+        stopped.addCallback(lambda _: self._close())
         return stopped
+
+    def _close(self) -> None:
+        """
+        Keep nothing more: what the app has not done with comes again at the
+        next start.
+        """
+        self._given.clear()
+        self._cache.close()
 
     async def _live(self) -> None:
         """
@@ -680,15 +692,31 @@ class Device(Service):
         if self._app is None:
             # Nobody to give it to: it stays where it is, for who comes later.
             return
-        if message.category != self.category or not self._cache.isNew(message.message_id):
+        name = message.message_id
+        if message.category != self.category or not self._cache.isNew(name):
             stream.processed(received.streamID, atOnce)
             return
+        if name in self._given:
+            # Again, after a lost connection: it is this one that is to be told.
+            last, numbers = self._given[name]
+            self._given[name] = (stream, [*(numbers if last is stream else []), received.streamID])
+            return
+        self._given[name] = (stream, [received.streamID])
 
         def done(_: object) -> None:
-            self._cache.remember(message.message_id)
-            stream.processed(received.streamID, atOnce)
+            if name not in self._given:
+                # The device has been stopped.
+                return
+            self._cache.remember(name)
+            last, numbers = self._given[name]
+            for number in numbers:
+                last.processed(number, atOnce)
 
-        maybeDeferred(self._give, message).addCallback(done).addErrback(
+        def over(result: object) -> object:
+            self._given.pop(name, None)
+            return result
+
+        maybeDeferred(self._give, message).addCallback(done).addBoth(over).addErrback(
             lambda failure: _log.failure("the app failed on a message", failure)
         )
 

@@ -379,8 +379,8 @@ class DeviceTests(SynchronousTestCase):
 
     def test_appFails(self) -> None:
         """
-        A message on which the app fails comes again after the next login; one
-        whose Deferred has not fired has not been received.
+        A message on which the app fails comes again after the next login, and
+        until then it has not been received.
         """
 
         def failing() -> None:
@@ -391,21 +391,98 @@ class DeviceTests(SynchronousTestCase):
         self.appServer.downstream(to=device.token, message_id="d-1")
         self.pump()
         self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        self.app.answer = None
+        for _ in range(2):
+            self.clock.advance(STABLE)
+            self.network.cut()
+            self.pump()
+            self.assertEqual(2, len(self.app.received))
+
+    def reconnect(self) -> None:
+        """
+        Have the connection lost, and made again.
+        """
+        self.clock.advance(STABLE)
+        self.network.cut()
+        self.pump()
+
+    def test_inTheAppsHands(self) -> None:
+        """
+        A message whose Deferred has not fired is not given to the app again, on
+        whichever connection it comes again; when it fires, it is that one on
+        which it is acknowledged.
+        """
         waiting: Deferred[None] = Deferred()
         self.app.answer = lambda: waiting
-        self.clock.advance(STABLE)
-        self.network.cut()
+        device = self.device()
+        self.appServer.downstream(to=device.token, message_id="d-1", delivery_receipt_requested=True)
         self.pump()
-        self.assertEqual(2, len(self.app.received))
-        self.clock.advance(STABLE)
-        self.network.cut()
-        self.pump()
-        self.assertEqual(3, len(self.app.received))
+        for _ in range(2):
+            self.reconnect()
+            self.assertEqual(1, len(self.app.received))
+        registration = self.successResultOf(self.world.store.registrations.lookUp(device.token))
+        left = self.world.store.mailboxes.waiting
+        self.assertEqual(1, self.successResultOf(left(registration.android_id)))
         waiting.callback(None)
-        self.clock.advance(STABLE)
-        self.network.cut()
         self.pump()
-        self.assertEqual(3, len(self.app.received))
+        self.assertEqual(0, self.successResultOf(left(registration.android_id)))
+        self.reconnect()
+        self.assertEqual(1, len(self.app.received))
+
+    def test_failsInTheAppsHands(self) -> None:
+        """
+        If the app fails on it after all, it is given to the app again at the
+        next login, and not before.
+        """
+        waiting: Deferred[None] = Deferred()
+        self.app.answer = lambda: waiting
+        device = self.device()
+        self.appServer.downstream(to=device.token, message_id="d-1")
+        self.pump()
+        self.reconnect()
+        waiting.errback(ValueError("no"))
+        self.pump()
+        self.assertEqual(1, len(self.flushLoggedErrors(ValueError)))
+        self.assertEqual(1, len(self.app.received))
+        self.app.answer = None
+        self.reconnect()
+        self.assertEqual(2, len(self.app.received))
+
+    def test_twiceInTheAppsHands(self) -> None:
+        """
+        A server may send it twice on one connection, too, and has both
+        acknowledged.
+        """
+        waiting: Deferred[None] = Deferred()
+        self.app.answer = lambda: waiting
+        self.device()
+        (pump,) = self.network._pumps
+        stanza = wire.DataMessageStanza(category=APP, persistent_id="p-1", immediate_ack=True)
+        setattr(stanza, "from", "111")
+        for _ in range(2):
+            pump.client.dataReceived(encodeFrame(Tag.DATA_MESSAGE_STANZA, stanza.SerializeToString()))
+        self.assertEqual(1, len(self.app.received))
+        pump.clientIO.getOutBuffer()
+        waiting.callback(None)
+        *_, (_tag, body) = FrameDecoder().feed(b"\x29" + pump.clientIO.getOutBuffer())
+        self.assertEqual(4, wire.IqStanza.FromString(body).last_stream_id_received)
+        self.network.cut()
+
+    def test_stopWithTheApp(self) -> None:
+        """
+        What an app does with a message after the device was stopped is too late:
+        it comes again at the next start.
+        """
+        waiting: Deferred[None] = Deferred()
+        self.app.answer = lambda: waiting
+        device = self.device()
+        self.appServer.downstream(to=device.token, message_id="d-1")
+        self.pump()
+        self.stop(device)
+        waiting.callback(None)
+        self.app.answer = None
+        self.device()
+        self.assertEqual(2, len(self.app.received))
 
     def test_backOff(self) -> None:
         """
