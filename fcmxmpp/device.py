@@ -335,7 +335,7 @@ class Device(Service):
             self._sending[number] = _Sending(message, number)
         # What the app has been given and has not done with, by its name: the
         # connection that it came on last, and the numbers of its frames there.
-        self._given: dict[str, tuple[_Stream, list[int]]] = {}
+        self._given: dict[object, tuple[_Stream, list[int]]] = {}
         # The news for the app.
         self._sentIDs: list[str] = []
         self._failedIDs: list[tuple[str, str]] = []
@@ -693,27 +693,30 @@ class Device(Service):
             # Nobody to give it to: it stays where it is, for who comes later.
             return
         name = message.message_id
-        if message.category != self.category or not self._cache.isNew(name):
+        if message.category != self.category or (name and not self._cache.isNew(name)):
             stream.processed(received.streamID, atOnce)
             return
-        if name in self._given:
+        # What has no name is never one that has come before.
+        key: object = name or object()
+        if key in self._given:
             # Again, after a lost connection: it is this one that is to be told.
-            last, numbers = self._given[name]
-            self._given[name] = (stream, [*(numbers if last is stream else []), received.streamID])
+            last, numbers = self._given[key]
+            self._given[key] = (stream, [*(numbers if last is stream else []), received.streamID])
             return
-        self._given[name] = (stream, [received.streamID])
+        self._given[key] = (stream, [received.streamID])
 
         def done(_: object) -> None:
-            if name not in self._given:
+            if key not in self._given:
                 # The device has been stopped.
                 return
-            self._cache.remember(name)
-            last, numbers = self._given[name]
+            if name:
+                self._cache.remember(name)
+            last, numbers = self._given[key]
             for number in numbers:
                 last.processed(number, atOnce)
 
         def over(result: object) -> object:
-            self._given.pop(name, None)
+            self._given.pop(key, None)
             return result
 
         maybeDeferred(self._give, message).addCallback(done).addBoth(over).addErrback(

@@ -468,6 +468,25 @@ class DeviceTests(SynchronousTestCase):
         self.assertEqual(4, wire.IqStanza.FromString(body).last_stream_id_received)
         self.network.cut()
 
+    def test_nameless(self) -> None:
+        """
+        Messages without a name, as a server may send those that are now or
+        never, are all given to the app.
+        """
+        waiting: Deferred[None] = Deferred()
+        self.app.answer = lambda: waiting
+        self.device()
+        (pump,) = self.network._pumps
+        stanza = wire.DataMessageStanza(category=APP)
+        setattr(stanza, "from", "111")
+        for _ in range(2):
+            pump.client.dataReceived(encodeFrame(Tag.DATA_MESSAGE_STANZA, stanza.SerializeToString()))
+        self.assertEqual(2, len(self.app.received))
+        waiting.callback(None)
+        pump.client.dataReceived(encodeFrame(Tag.DATA_MESSAGE_STANZA, stanza.SerializeToString()))
+        self.assertEqual(3, len(self.app.received))
+        self.network.cut()
+
     def test_stopWithTheApp(self) -> None:
         """
         What an app does with a message after the device was stopped is too late:
