@@ -301,7 +301,8 @@ class WireTests(AppServerCase):
     )
     def test_A25_anyText(self, data: dict[str, str], message_id: str) -> None:
         """
-        There is no text for which that does not hold.
+        There is no text for which that does not hold, but for the keys that
+        nobody may use.
         """
         handler = RecordingHandler()
         pair = connectedPair(handler)
