@@ -125,6 +125,7 @@ class MemoryNetwork:
         self.silent = False
         self.hold = False
         self._held: list[tuple[Deferred[Any], IProtocolFactory]] = []
+        self._isPumping = False
         self.attempts = 0
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
@@ -177,6 +178,21 @@ class MemoryNetwork:
         return len([p for p in self._pumps if not (p.clientIO.disconnected and p.serverIO.disconnected)])
 
     def pump(self) -> None:
+        """
+        Carry bytes to and fro until there are none.
+
+        Whoever is given some may call this, too: what there is then is carried
+        after that, as by a real network, and not in the middle of it.
+        """
+        if self._isPumping:
+            return
+        self._isPumping = True
+        try:
+            self._pump()
+        finally:
+            self._isPumping = False
+
+    def _pump(self) -> None:
         """
         Carry bytes to and fro until there are none.
         """

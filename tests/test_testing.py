@@ -151,6 +151,26 @@ class MemoryNetworkTests(SynchronousTestCase):
         self.network.pump()
         self.assertEqual(55, len(self.client.received) + len(self.server.received))
 
+    def test_inTheMiddle(self) -> None:
+        """
+        Whoever is given bytes may have more carried: nobody is given any before
+        having done with the last ones, which no parser would take well.
+        """
+        calls: list[str] = []
+
+        def taken(data: bytes) -> None:
+            calls.append(f"begin {data.decode()}")
+            self.client.transport.write(b"x" * (len(data) - 1))
+            self.network.pump()
+            self.network.advance(1)
+            calls.append(f"end {data.decode()}")
+
+        self.server.dataReceived = taken
+        self.client.transport.write(b"xx")
+        self.network.pump()
+        self.assertEqual(["begin xx", "end xx", "begin x", "end x"], calls)
+        self.network.pump()
+
     def test_close(self) -> None:
         """
         What was written before the close arrives before it; both ends are told
