@@ -161,13 +161,40 @@ def _ticks(most: float) -> list[float]:
     return [step * i for i in range(ceil(most / step) + 1)]
 
 
-def linePlots(title: str, note: str, plots: Mapping[str, Sequence[tuple[str, float]]], unit: str) -> str:
+def _places(labels: Sequence[str], width: float, logarithmic: bool) -> list[float]:
+    """
+    Where on an x axis so wide the values of these labels are.
+    """
+    if not logarithmic or len(labels) < 2:
+        return [(place + 0.5) * width / len(labels) for place in range(len(labels))]
+    powers = [log10(float(label.replace(",", ""))) for label in labels]
+    # As far from the edges as if they were at even distances.
+    edge = width / 2 / len(labels)
+    scale = (width - 2 * edge) / ((max(powers) - min(powers)) or 1)
+    return [edge + (power - min(powers)) * scale for power in powers]
+
+
+def linePlots(
+    title: str,
+    note: str,
+    plots: Mapping[str, Sequence[tuple[str, float | Spread]]],
+    unit: str,
+    logarithmic: bool = False,
+) -> str:
     """
     Small plots side by side, two in a row, all to the same scale; the values
-    on the x axis are names, at even distances.
+    on the x axis are names, at even distances.  A point that is a L{Spread} has
+    a line from the least to the most.
+
+    @param logarithmic: whether the names are numbers above 0, and their logarithms
+        say where on the axis they are.
     """
     width, plotWidth, plotHeight = 760, 280, 130
-    ticks = _ticks(max(value for points in plots.values() for _, value in points))
+    spreads = {
+        name: [value if isinstance(value, Spread) else Spread(value, value, value) for _, value in points]
+        for name, points in plots.items()
+    }
+    ticks = _ticks(max(value.most for values in spreads.values() for value in values))
     body = [f'<text class="title" x="16" y="26">{escape(title)}</text>']
     body.append(f'<text class="faint" x="16" y="45">{escape(note)}</text>')
     for index, (name, points) in enumerate(plots.items()):
@@ -178,23 +205,23 @@ def linePlots(title: str, note: str, plots: Mapping[str, Sequence[tuple[str, flo
             y = round(bottom - tick / ticks[-1] * plotHeight, 1)
             body.append(f'<path class="line" stroke-opacity=".4" d="M{left} {y}h{plotWidth}"/>')
             body.append(f'<text class="faint" x="{left - 8}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
-        places = [
-            (
-                round(left + (place + 0.5) * plotWidth / len(points), 1),
-                round(bottom - value / ticks[-1] * plotHeight, 1),
-            )
-            for place, (_, value) in enumerate(points)
-        ]
+        labels = [label for label, _ in points]
+        xs = [round(left + place, 1) for place in _places(labels, plotWidth, logarithmic)]
+        least, middle, most = (
+            [round(bottom - value / ticks[-1] * plotHeight, 1) for value in values]
+            for values in zip(*((each.least, each.middle, each.most) for each in spreads[name]), strict=True)
+        )
         body.append(
             '<polyline fill="none" stroke="#4493f8" stroke-width="2" points="'
-            + " ".join(f"{x},{y}" for x, y in places)
+            + " ".join(f"{x},{y}" for x, y in zip(xs, middle, strict=True))
             + '"/>'
         )
-        for (x, y), (label, value) in zip(places, points, strict=True):
+        values = [number(value.middle) for value in spreads[name]]
+        for x, low, y, high, label, value in zip(xs, least, middle, most, labels, values, strict=True):
+            if low != high:
+                body.append(f'<path class="line" d="M{x} {low}V{high}"/>')
             body.append(f'<circle class="ours" cx="{x}" cy="{y}" r="3.5"/>')
-            body.append(
-                f'<text class="faint" x="{x}" y="{y - 8}" text-anchor="middle">{number(value)}</text>'
-            )
+            body.append(f'<text class="faint" x="{x}" y="{high - 8}" text-anchor="middle">{value}</text>')
             body.append(
                 f'<text class="faint" x="{x}" y="{bottom + 18}" text-anchor="middle">{escape(label)}</text>'
             )

@@ -288,6 +288,38 @@ class LinePlotsTests(PictureTests):
         self.assertEqual((y1, y2), (y3, y4))
         self.assertLess(y2, y1)
 
+    def test_spread(self) -> None:
+        """
+        A point that is a median has a line from the least to the most, none of
+        which is beyond the axis; one that is always the same has none.
+        """
+        points = [("1", figures.Spread(10, 5, 40)), ("2", figures.Spread(20, 20, 20)), ("3", 10.0)]
+        root = self.drawn(figures.linePlots("", "", {"a": points}, ""))
+        (line,) = [e for e in self.all_(root, "path") if "V" in e.attrib["d"]]
+        x, low, high = (float(each) for each in line.attrib["d"][1:].replace("V", " ").split())
+        first, second, third = self.all_(root, "circle")
+        self.assertEqual(float(first.attrib["cx"]), x)
+        self.assertEqual(first.attrib["cy"], third.attrib["cy"])
+        middle, twice = (float(each.attrib["cy"]) for each in (first, second))
+        # To a tenth of a pixel each.
+        self.assertLess(abs((low - middle) - (middle - twice) / 2), 0.3)
+        self.assertLess(abs((middle - high) - (middle - twice) * 3), 0.5)
+        self.assertGreaterEqual(high, 90)
+        values = [e for e in self.all_(root, "text") if e.text == "10.0"]
+        self.assertLess(float(values[0].attrib["y"]), high)
+
+    def test_logarithmic(self) -> None:
+        """
+        On a logarithmic axis equal ratios are equal distances, whatever is
+        between them; a single point is in the middle.
+        """
+        points = [(name, 1.0) for name in ("1", "10", "1,000", "100,000")]
+        root = self.drawn(figures.linePlots("", "", {"a": points, "b": points[2:3]}, "", True))
+        one, ten, thousand, most, alone = (float(e.attrib["cx"]) for e in self.all_(root, "circle"))
+        self.assertLess(abs(2 * (ten - one) - (thousand - ten)), 0.4)
+        self.assertLess(abs((thousand - ten) - (most - thousand)), 0.3)
+        self.assertEqual(200 + 360, alone)
+
     def test_ticks(self) -> None:
         """
         Whatever the largest value, the axis begins with 0, has three to six
