@@ -1,313 +1,515 @@
 """
-How many devices a connection server can have: memory for each that is idle,
-logins a second, messages a second and CPU time for each, upstream and downstream.
+What the connection server costs, and whether that grows with the connections:
+messages from devices to an app server and back, with 1 to 1,000 devices.
 
-    python benchmarks/devices.py [--devices 5000] [--messages 20000]
+    python benchmarks/devices.py                 the table and the plots, in C{benchmarks/results}
+    python benchmarks/devices.py --json          print the figures, and write nothing
+    python benchmarks/devices.py --devices 5000  the same for so many, once
 
-C{twistd fcm-connection-server} is a process of its own; the devices and the app
-server are in this one, over TLS on loopback.  Devices have checked in and are
-registered before: their identities are written into the store beforehand.  One
-line of JSON tells the figures; the exit status is 1 if a message was lost or
+C{twistd fcm-connection-server} with a store in a file is a process of its own;
+C{devices_load.py} is all the devices and the app server, in this one, over TLS on
+loopback.  Devices have checked in and are registered before: their identities are
+written into the store beforehand.  The exit status is 1 if a message was lost or
 came twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import gc
 import json
 import os
 import re
 import resource
-import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from secrets import token_urlsafe
+from ssl import SSLContext, create_default_context
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
-from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, connectProtocol, wrapClientTLS
-from twisted.internet.protocol import Protocol
-from twisted.internet.ssl import Certificate, CertificateOptions, optionsForClientTLS
-from twisted.internet.task import react
-from zope.interface import implementer
+from bench import RESULTS, commit, machine
+from devices_load import AppServer, Device, Loop, Told, Traffic, logIn
+from figures import Histogram, Spread, linePlots, number, percentile, spread, table
+from running import HERE, Failed
 
-from fcmxmpp.appserver import AppServer
-from fcmxmpp.connection import Credentials
-from fcmxmpp.interfaces import IUpstreamHandler
-from fcmxmpp.mcs.devicesession import DeviceSession, LoggedIn, Received, UploadsAcknowledged, Write
+from fcmxmpp.mcs.frames import Tag, encodeFrame
 from fcmxmpp.mcs.stanzas import uploadStanza
-from fcmxmpp.messages import DownstreamMessage, UpstreamMessage
+from fcmxmpp.messages import UpstreamMessage
 from fcmxmpp.registrations import Application, Identity
+from fcmxmpp.stanza import serverStanza
 from fcmxmpp.store.database import connect, transaction
 from fcmxmpp.store.registrations import checkIn, register
-from fcmxmpp.store.sqlite import SQLiteStore
 
 
 SENDER = "123456789"
 APP = "org.example.app"
-DATA = {"op": "status", "text": "x" * 150}
-TICK = os.sysconf("SC_CLK_TCK")
+CONNECTIONS = (1, 10, 100, 1000)
+#: Bytes of a stanza, if the token were as short as that of the other benchmarks.
+SIZE = 300
+SHORT = "device-07"
+DIRECTIONS = ("upstream", "downstream")
+_OF_CONNECTIONS = (
+    "kib_per_idle_device",
+    "kib_per_device_at_the_end",
+    "logins_per_s",
+    "cpu_us_per_login",
+)
 
 
-class Device(Protocol):
+@dataclass(frozen=True)
+class Direction:
     """
-    A device that only counts.
+    What came of the messages in one direction.
+
+    @ivar cpu: of the server for one message, in microseconds.
+    @ivar store: of these, what the store's thread took.
+    @ivar rate: messages a second.
+    @ivar loadBusy: the share of the time in which the load worked.
+    @ivar waits: seconds from sending to the end, in ascending order.
     """
 
-    def __init__(self, bench: Bench, identity: Identity) -> None:
-        self._bench = bench
-        self._session = DeviceSession(identity, "bench-1", [], time.time(), 3600.0)
-        self.ready: Deferred[None] = Deferred()
+    cpu: float
+    store: float
+    rate: float
+    loadBusy: float
+    waits: list[float]
 
-    def connectionMade(self) -> None:
-        """
-        There is a connection.
-        """
-        self._carryOut(self._session.start())
 
-    def dataReceived(self, data: bytes) -> None:
-        """
-        Some bytes came.
-        """
-        self._carryOut(self._session.receive(data, time.time()))
+@dataclass(frozen=True)
+class Run:
+    """
+    What came of one run.
 
-    def _carryOut(self, outputs: list[Any]) -> None:
-        """
-        Do what the session wants done.
-        """
-        for output in outputs:
-            if isinstance(output, Write):
-                self.transport.write(output.data)  # type: ignore[union-attr]  # connected
-            elif isinstance(output, LoggedIn):
-                self.ready.callback(None)
-            elif isinstance(output, UploadsAcknowledged):
-                self._bench.stored(len(output.handles))
-            elif isinstance(output, Received):
-                self._bench.received(output.stanza.persistent_id)
-                self._carryOut(self._session.processed(output.streamID, True, time.time()))
+    @ivar logins: a second.
+    @ivar loginCPU: of the server for one login, in microseconds.
+    @ivar idle: KiB that a device takes that is connected and does nothing.
+        This, and what is above, is of all devices but the first.
+    @ivar used: the same after all messages.
+    """
 
-    def send(self, number: int) -> None:
+    logins: float
+    loginCPU: float
+    idle: float
+    used: float
+    directions: dict[str, Direction]
+
+
+@dataclass(frozen=True)
+class Meters:
+    """
+    Clocks, read at one moment.
+
+    @ivar load: seconds of CPU time of this process.
+    @ivar server: of the connection server.
+    @ivar main: of its main thread.
+    """
+
+    now: float
+    load: float
+    server: float
+    main: float
+
+    @classmethod
+    def read(cls, pid: int) -> Meters:
         """
-        Send a message.
+        Read them.
         """
-        stanza = uploadStanza(
-            f"u-{number}", f"{SENDER}@gcm.googleapis.com", APP, DATA, 3600, str(number), time.time()
+        # How Linux makes the number of a process's clock.
+        server = time.clock_gettime(~pid << 3 | 2)
+        main = int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return cls(time.monotonic(), time.process_time(), server, main)
+
+
+def residentKiB(pid: int) -> int:
+    """
+    How much memory of a process is resident.
+    """
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+def registered(path: Path, count: int) -> list[tuple[Identity, str]]:
+    """
+    Make a store with devices.
+
+    @return: who they are, and their tokens.
+    """
+    application = Application(category=APP, senderID=SENDER)
+    now = time.time()
+    made = []
+    with closing(connect(str(path))) as connection, transaction(connection):
+        for each in range(1, count + 1):
+            (identity,) = checkIn(connection, [(None, Identity(each, each), now)])
+            # As long as in real life.
+            token = f"{token_urlsafe(16)}:APA91b{token_urlsafe(100)}"
+            register(connection, [(identity, application, token, now)])
+            made.append((identity, token))
+    return made
+
+
+def frames(total: int) -> list[bytes]:
+    """
+    Messages of devices.
+    """
+    bare = UpstreamMessage(
+        data={"text": ""}, time_to_live=3600, from_=SHORT, message_id="u-00000000", category=APP
+    )
+    data = {"text": "x" * (SIZE - len(serverStanza(bare, f"{SENDER}@gcm.googleapis.com")))}
+    now = time.time()
+    return [
+        encodeFrame(
+            Tag.DATA_MESSAGE_STANZA,
+            uploadStanza(
+                f"u-{each:08d}", f"{SENDER}@gcm.googleapis.com", APP, data, 3600, str(each), now
+            ).SerializeToString(),
         )
-        self._carryOut(self._session.upload(number, stanza.SerializeToString(), time.time()))
+        for each in range(total)
+    ]
 
 
-@implementer(IUpstreamHandler)
-class Bench:
+def stanza(token: bytes, each: int, text: bytes) -> bytes:
     """
-    One run.
+    A message for a device.
+
+    @param text: is put behind its number, by which the device knows it.
+    """
+    return (
+        b'<message id="d-%08d"><gcm xmlns="google:mobile:data">{"to":"%b","message_id":"d-%08d",'
+        b'"data":{"text":"#%08d%b"}}</gcm></message>'
+    ) % (each, token, each, each, text)
+
+
+class Server:
+    """
+    A connection server, as a process of its own.
+
+    @ivar pid: of the process.
+    @ivar ports: by who connects to them.
+    @ivar context: for TLS, in which it is trusted.
+    @ivar login: an app server's, in base64.
     """
 
-    def __init__(self, reactor: Any, options: argparse.Namespace) -> None:
-        self._reactor = reactor
-        self._options = options
-        self._directory = Path(tempfile.mkdtemp(prefix="fcmxmpp-bench-"))
-        self._left = 0
-        self._done: Deferred[None] = Deferred()
-        self._seen: set[str] = set()
-        self._twice = 0
-        self._storedCount = 0
-
-    # What is counted.
-
-    def messageReceived(self, message: UpstreamMessage) -> None:
+    def __init__(self, directory: Path, profile: Path | None, stack: ExitStack) -> None:
         """
-        The app server has got a message.
+        @param profile: where to write a cProfile of its main thread.
         """
-        self.received(message.message_id)
-
-    def received(self, name: str) -> None:
-        """
-        Something has arrived.
-        """
-        if name in self._seen:
-            self._twice += 1
-            return
-        self._seen.add(name)
-        self._left -= 1
-        if not self._left:
-            self._done.callback(None)
-
-    def stored(self, count: int) -> None:
-        """
-        Devices were told that messages are stored.
-        """
-        self._storedCount += count
-
-    # The server.
-
-    def _register(self, path: str, count: int) -> list[tuple[Identity, str]]:
-        """
-        Write devices into a store.
-        """
-        store = SQLiteStore(path, self._reactor)
-        made = []
-        connection = connect(path)
-        application = Application(category=APP, senderID=SENDER)
-        now = time.time()
-        with transaction(connection):
-            for number in range(1, count + 1):
-                (identity,) = checkIn(connection, [(None, Identity(number, number), now)])
-                token = store.registrations._newToken()
-                register(connection, [(identity, application, token, now)])
-                made.append((identity, token))
-        connection.close()
-        return made
-
-    def _start(self) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
-        """
-        Start the server.
-        """
-        log = self._directory / "log"
+        self._store = directory / "server.db"
+        log = directory / "log"
         command = [
-            str(Path(sys.executable).parent / "twistd"),
-            "-n",
-            "--pidfile=",
-            "--logfile=" + str(log),
-            "fcm-connection-server",
-            "--self-signed=trial",
-            "--xmpp=tls:0:interface=127.0.0.1",
-            "--devices=tls:0:interface=127.0.0.1",
-            "--store=sqlite:server.db",
+            str(Path(sys.executable).with_name("twistd")),
+            *("-n", "--pidfile=", f"--logfile={log}"),
+            *(["--profiler=cprofile", "--savestats", f"--profile={profile.resolve()}"] if profile else []),
+            *("fcm-connection-server", "--self-signed=trial", "--store=sqlite:server.db"),
+            *("--xmpp=tls:0:interface=127.0.0.1", "--devices=tls:0:interface=127.0.0.1"),
         ]
-        process = subprocess.Popen(command, cwd=self._directory, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            text = log.read_text() if log.exists() else ""
-            ports = dict(re.findall("(app servers|devices) connect to port ([0-9]+)", text))
-            if len(ports) == 2:
-                return process, {name: int(port) for name, port in ports.items()}
-            time.sleep(0.05)
-        raise SystemExit(f"the connection server does not start: see {log}")
-
-    def _cpu(self, pid: int) -> float:
-        """
-        Seconds of CPU time that the server has used.
-        """
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
-
-    def _memory(self, pid: int) -> float:
-        """
-        KiB that the server has in memory.
-        """
-        return float(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
-
-    async def _phase(self, pid: int, count: int, begin: Any) -> dict[str, float]:
-        """
-        Have messages sent, and wait until all have arrived.
-        """
-        self._left, self._done, self._seen = count, Deferred(), set()
-        cpu, began = self._cpu(pid), time.monotonic()
-        begin()
-        await self._done.addTimeout(300, self._reactor)
-        seconds = time.monotonic() - began
-        return {
-            "messages_per_second": round(count / seconds),
-            "cpu_us_per_message": round((self._cpu(pid) - cpu) / count * 1e6, 1),
-        }
-
-    async def run(self) -> dict[str, Any]:
-        """
-        Measure.
-        """
-        count, messages = self._options.devices, self._options.messages
-        registered = self._register(str(self._directory / "server.db"), count)
-        process, ports = self._start()
-        try:
-            return await self._measure(process.pid, ports, registered, messages)
-        finally:
-            process.terminate()
-            process.wait()
-            shutil.rmtree(self._directory)
-
-    async def _measure(
-        self, pid: int, ports: dict[str, int], registered: list[tuple[Identity, str]], messages: int
-    ) -> dict[str, Any]:
-        """
-        See L{run}.
-        """
-        count = len(registered)
-        authority = (self._directory / "trial" / "certs" / "ca.pem").read_bytes()
-        trusting = optionsForClientTLS("localhost", trustRoot=Certificate.loadPEM(authority))
-        key = (self._directory / "trial" / "server-key.txt").read_text().strip()
-        server = AppServer(
-            wrapClientTLS(trusting, TCP4ClientEndpoint(self._reactor, "127.0.0.1", ports["app servers"])),
-            Credentials(SENDER, key),
-            self,
-            clock=self._reactor,
-            connections=2,
-        )
-        server.startService()
-        # Without a look at the certificate: this is about the other end.
-        endpoint = SSL4ClientEndpoint(self._reactor, "127.0.0.1", ports["devices"], CertificateOptions())
-        idle, cpu, began = self._memory(pid), self._cpu(pid), time.monotonic()
-        devices: list[Device] = []
-        atOnce = DeferredSemaphore(50)
-
-        async def connectOne(identity: Identity) -> None:
-            device = Device(self, identity)
-            devices.append(device)
-            await connectProtocol(endpoint, device)
-            await device.ready
-
-        await gatherResults(
-            [atOnce.run(lambda each=each: Deferred.fromCoroutine(connectOne(each))) for each, _ in registered]
-        )
-        seconds = time.monotonic() - began
-        result: dict[str, Any] = {
-            "devices": count,
-            "logins_per_second": round(count / seconds),
-            "cpu_us_per_login": round((self._cpu(pid) - cpu) / count * 1e6),
-            "kib_per_idle_device": round((self._memory(pid) - idle) / count, 1),
-        }
-
-        def up() -> None:
-            for number in range(messages):
-                devices[number % count].send(number)
-
-        result["upstream"] = await self._phase(pid, messages, up)
-
-        async def downTo(token: str, number: int, window: DeferredSemaphore) -> None:
-            await window.run(
-                server.send,
-                DownstreamMessage(to=token, message_id=f"d-{number}", data=DATA, time_to_live=3600),
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]),
+                },
+                cwd=directory,
             )
+        )
+        stack.callback(self._process.kill)
+        self.pid = self._process.pid
+        until = time.monotonic() + 30
+        self.ports: dict[str, int] = {}
+        while len(self.ports) < 2:
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise Failed("the connection server does not start")
+            time.sleep(0.05)
+            text = log.read_text() if log.exists() else ""
+            found = re.findall("(app servers|devices) connect to port ([0-9]+)", text)
+            self.ports = {name: int(port) for name, port in found}
+        self.context: SSLContext = create_default_context(cafile=directory / "trial" / "certs" / "ca.pem")
+        key = (directory / "trial" / "server-key.txt").read_text().strip()
+        self.login = b64encode(f"\0{SENDER}\0{key}".encode())
 
-        def down() -> None:
-            window = DeferredSemaphore(1000)
-            for number in range(messages):
-                Deferred.fromCoroutine(downTo(registered[number % count][1], number, window))
+    def left(self) -> int:
+        """
+        How many messages are in its store.
+        """
+        with closing(sqlite3.connect(self._store)) as connection:
+            query = "SELECT (SELECT count(*) FROM entrusted) + (SELECT count(*) FROM mail)"
+            count: int = connection.execute(query).fetchone()[0]
+            return count
 
-        result["downstream"] = await self._phase(pid, messages, down)
-        result["kib_per_device_at_the_end"] = round((self._memory(pid) - idle) / count, 1)
-        result["stored"] = self._storedCount
-        result["twice"] = self._twice
-        await server.stopService()
-        return result
+    def stop(self) -> None:
+        """
+        End it.
+
+        @raise Failed: if it does not end as it should.
+        """
+        self._process.terminate()
+        try:
+            status = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise Failed("the connection server does not end") from None
+        if status:
+            raise Failed(f"the connection server ended with {status}")
 
 
-async def main(reactor: Any, options: argparse.Namespace) -> None:
+def direction(pid: int, loop: Loop, traffic: Traffic) -> Direction:
     """
-    Measure, and print.
+    Have messages sent in one direction, until all have come to their end.
     """
+    traffic.begin()
+    loop.run(lambda: traffic.isWarm, traffic)
+    before, done = Meters.read(pid), traffic.done
+    loop.run(lambda: traffic.isOver, traffic)
+    after, done = Meters.read(pid), traffic.done - done
+    server, seconds = after.server - before.server, after.now - before.now
+    return Direction(
+        cpu=server / done * 1e6,
+        store=(server - (after.main - before.main)) / done * 1e6,
+        rate=done / seconds,
+        loadBusy=(after.load - before.load) / seconds,
+        waits=sorted(traffic.waits),
+    )
+
+
+def run(count: int, options: argparse.Namespace) -> Run:
+    """
+    Do one run with so many devices.
+
+    @raise Failed: if it does not come to its end, or something was lost or came
+        twice.
+    """
+    with tempfile.TemporaryDirectory(prefix="fcmxmpp-bench-") as name, ExitStack() as stack:
+        directory = Path(name)
+        known = registered(directory / "server.db", count)
+        try:
+            return _withServer(Server(directory, options.profile, stack), known, options, stack)
+        except (Failed, OSError) as error:
+            log = directory / "log"
+            told = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
+            raise Failed("\n".join([str(error), *told])) from None
+
+
+def _withServer(
+    server: Server, known: Sequence[tuple[Identity, str]], options: argparse.Namespace, stack: ExitStack
+) -> Run:
+    """
+    Do one run, with a server.
+    """
+    loop, pid, count = Loop(options.deadline), server.pid, len(known)
+    warm = options.messages // 3
+    stack.callback(loop.close)
+    messages = frames(options.messages + warm)
+    text = b"x" * (SIZE - len(stanza(SHORT.encode(), 0, b"")))
+    tokens = [token.encode() for _, token in known]
+    traffic = partial(Traffic, len(messages), warm, count, each=options.each, window=options.window)
+    up = traffic(send=lambda device, each: devices[device].upload(each, messages[each]))
+    down = traffic(send=lambda device, each: app.write(stanza(tokens[device], each, text)))
+    devices: list[Device] = []
+    told = Told(up.stored, up.received, down.stored, down.received)
+    app: AppServer = AppServer(loop, server.ports["app servers"], server.context, server.login, told)
+    loop.run(lambda: app.isReady, "the app server logs in")
+    makers = [
+        partial(Device, loop, server.ports["devices"], server.context, identity, told)
+        for identity, _ in known
+    ]
+    # What the first one takes is what the others have no need of any more.
+    devices += logIn(loop, makers[:1])
+    before, resident = Meters.read(pid), residentKiB(pid)
+    devices += logIn(loop, makers[1:])
+    after, idle = Meters.read(pid), residentKiB(pid)
+    # Nothing of this is garbage before the end.
+    gc.collect()
+    gc.disable()
+    try:
+        directions = {
+            name: direction(pid, loop, each)
+            for name, each in (("upstream", up), ("downstream", down))
+            if name in options.only
+        }
+    finally:
+        gc.enable()
+    used = residentKiB(pid)
+    # What devices and app servers have acknowledged is forgotten a little later.
+    loop.run(lambda: not server.left(), "nothing is left in the store")
+    loop.close()
+    server.stop()
+    if up.twice or down.twice:
+        raise Failed(f"{up.twice} messages came twice upstream, {down.twice} downstream")
+    others = max(1, count - 1)
+    return Run(
+        logins=others / (after.now - before.now),
+        loginCPU=(after.server - before.server) / others * 1e6,
+        idle=(idle - resident) / others,
+        used=(used - resident) / others,
+        directions=directions,
+    )
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """
+    What came of the rounds with one number of devices, as it is shown and written as
+    JSON.
+    """
+    found: dict[str, Any] = {
+        "logins_per_s": Spread.of([each.logins for each in runs]).__dict__,
+        "cpu_us_per_login": Spread.of([each.loginCPU for each in runs]).__dict__,
+        "kib_per_idle_device": Spread.of([each.idle for each in runs]).__dict__,
+        "kib_per_device_at_the_end": Spread.of([each.used for each in runs]).__dict__,
+    }
+    for name in runs[0].directions:
+        each = [run.directions[name] for run in runs]
+        waits: Histogram = [(wait, 1) for wait in sorted(chain.from_iterable(one.waits for one in each))]
+        found[name] = {
+            "cpu_us": Spread.of([one.cpu for one in each]).__dict__,
+            "store_us": Spread.of([one.store for one in each]).__dict__,
+            "rate": Spread.of([one.rate for one in each]).__dict__,
+            "p50_ms": percentile(waits, 0.5) * 1e3,
+            "p99_ms": percentile(waits, 0.99) * 1e3,
+            "load_busy": max(one.loadBusy for one in each),
+        }
+    return found
+
+
+def report(found: Mapping[int, dict[str, Any]], names: Sequence[str], facts: Sequence[str]) -> str:
+    """
+    All figures, in Markdown.
+    """
+    text = "# The connection server\n\n" + "".join(f"{fact}  \n" for fact in facts)
+    for name in names:
+        rows = [
+            [
+                f"{count:,}",
+                spread(Spread(**each[name]["cpu_us"])),
+                number(each[name]["store_us"]["middle"]),
+                number(each[name]["rate"]["middle"]),
+                number(each[name]["p50_ms"]),
+                number(each[name]["p99_ms"]),
+                f"{each[name]['load_busy']:.0%}",
+            ]
+            for count, each in found.items()
+        ]
+        headings = ["connections", "CPU, µs per message", "of it the store's thread", "messages/s"]
+        text += f"\n## {name.capitalize()}\n\n"
+        text += table([*headings, "p50, ms", "p99", "load busy"], rows)
+    rows = [
+        [f"{count:,}", *(spread(Spread(**each[key])) for key in _OF_CONNECTIONS)]
+        for count, each in found.items()
+        # The first one is not counted.
+        if count > 1
+    ]
+    if rows:
+        headings = [
+            "connections",
+            "KiB for each, idle",
+            "KiB after the messages",
+            "logins/s",
+            "CPU, µs per login",
+        ]
+        text += f"\n## Connections\n\n{table(headings, rows)}"
+    return text
+
+
+def parseOptions(arguments: Sequence[str]) -> argparse.Namespace:
+    """
+    Read the command line.
+    """
+    parser = argparse.ArgumentParser(description="Measures what the connection server costs.")
+    parser.add_argument(
+        "--connections",
+        type=int,
+        action="append",
+        metavar="N",
+        help=f"how many devices there are; may be given again {list(CONNECTIONS)}",
+    )
+    parser.add_argument("--messages", type=int, default=25_000, metavar="N", help="that count [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "--only", choices=DIRECTIONS, action="append", help="messages in this direction; may be given again"
+    )
+    parser.add_argument(
+        "--each", type=int, default=10, metavar="N", help="messages of one device under way [%(default)s]"
+    )
+    parser.add_argument(
+        "--window", type=int, default=100, metavar="N", help="of all devices together [%(default)s]"
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write a cProfile of the server, of the last run"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=120.0, metavar="S", help="for each step of a run [%(default)s]"
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="one round with so many, and print the figures"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures, and write no file")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="directory to write to [%(default)s]")
+    options = parser.parse_args(arguments)
+    if options.devices is not None:
+        options.connections, options.rounds, options.json = [options.devices], 1, True
+    options.connections = sorted(set(options.connections or CONNECTIONS))
+    options.only = [name for name in DIRECTIONS if name in (options.only or DIRECTIONS)]
+    if min(options.connections) < 1 or options.messages < 100 or options.rounds < 1:
+        parser.error("1 connection or more, 100 messages or more, in one round or more")
+    if not (0 < options.each <= 100 and 0 < options.window <= 100):
+        # Beyond that a connection server waits, and an app server is a bad one.
+        parser.error("1 to 100 messages under way")
+    return options
+
+
+def main(arguments: Sequence[str]) -> None:
+    """
+    Measure, and write down what came of it.
+
+    @raise SystemExit: if a run fails.
+    """
+    options = parseOptions(arguments)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, options.devices + 1000)), hard))
-    result = await Bench(reactor, options).run()
-    print(json.dumps(result))
-    if result["twice"] or result["stored"] != options.messages:
-        raise SystemExit(1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, max(options.connections) + 1000)), hard))
+    runs: dict[int, list[Run]] = {}
+    try:
+        for turn in range(1, options.rounds + 1):
+            for count in options.connections:
+                done = run(count, options)
+                runs.setdefault(count, []).append(done)
+                told = ", ".join(f"{name} {each.cpu:.1f} µs" for name, each in done.directions.items())
+                print(f"{turn}/{options.rounds} {count:,} connections: {told}", file=sys.stderr, flush=True)
+    except Failed as error:
+        raise SystemExit(str(error)) from None
+    found = {count: summary(each) for count, each in runs.items()}
+    day = datetime.date.today().isoformat()
+    if options.json:
+        print(json.dumps({"date": day, "commit": commit(), "machine": machine(), "connections": found}))
+        return
+    facts = [
+        f"{day}, commit {commit()}, {options.rounds} rounds of {options.messages:,} messages each way: the "
+        "median, and the least and the most.",
+        machine(),
+    ]
+    text = report(found, options.only, facts)
+    plots = {
+        f"{name}, by connections": [
+            (f"{count:,}", Spread(**each[name]["cpu_us"])) for count, each in found.items()
+        ]
+        for name in options.only
+    }
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / "devices.md").write_text(text)
+    (options.results / "devices.svg").write_text(
+        linePlots("The connection server: CPU time per message", f"{day}; with a store", plots, "µs", True)
+    )
+    print(text)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--devices", type=int, default=5000, help="how many are connected")
-    parser.add_argument("--messages", type=int, default=20_000, help="how many go each way")
-    arguments = parser.parse_args()
-    react(lambda reactor: Deferred.fromCoroutine(main(reactor, arguments)))
+    main(sys.argv[1:])

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -266,3 +267,66 @@ class SoakTests(ProgramTests):
         status, output, errors = self.run_("--seconds=0.01", "--deadline=0")
         self.assertEqual((1, ""), (status, output))
         self.assertIn("the app server did not log in, or did not last", errors)
+
+
+class DevicesTests(ProgramTests):
+    """
+    Tests for C{benchmarks/devices.py}.
+    """
+
+    program = "devices.py"
+
+    def test_figures(self) -> None:
+        """
+        With each number of devices, messages go through in both directions, none is
+        lost or comes twice, and all figures are there.
+        """
+        status, output, errors = self.run_(
+            "--json", "--connections=3", "--connections=1", "--messages=150", "--rounds=2"
+        )
+        self.assertEqual(0, status, errors)
+        self.assertEqual(["1/2 1", "1/2 3", "2/2 1", "2/2 3"], [line[:5] for line in errors.splitlines()])
+        figures = json.loads(output)
+        self.assertEqual({"date", "commit", "machine", "connections"}, set(figures))
+        self.assertEqual(["1", "3"], list(figures["connections"]))
+        connections = {
+            "logins_per_s",
+            "cpu_us_per_login",
+            "kib_per_idle_device",
+            "kib_per_device_at_the_end",
+        }
+        messages = {"cpu_us", "store_us", "rate", "p50_ms", "p99_ms", "load_busy"}
+        for found in figures["connections"].values():
+            self.assertEqual({*connections, "upstream", "downstream"}, set(found))
+            for name in ("upstream", "downstream"):
+                self.assertEqual(messages, set(found[name]))
+                self.assertTrue(0 < found[name]["store_us"]["middle"] < found[name]["cpu_us"]["middle"])
+                self.assertTrue(0 < found[name]["p50_ms"] <= found[name]["p99_ms"])
+
+    def test_results(self) -> None:
+        """
+        It writes a table, which it prints, too, and a picture, of what was wanted.
+        """
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        results = Path(directory.name)
+        status, output, errors = self.run_(
+            "--connections=2", "--messages=100", "--rounds=1", "--only=downstream", f"--results={results}"
+        )
+        self.assertEqual(0, status, errors)
+        self.assertEqual(output, (results / "devices.md").read_text() + "\n")
+        self.assertNotIn("Upstream", output)
+        for wanted in ("\n## Downstream\n", "\n## Connections\n"):
+            self.assertIn(wanted, output)
+        self.assertEqual(2, output.count("\n| 2 |"))
+        self.assertIn("downstream, by connections", (results / "devices.svg").read_text())
+
+    def test_tooLateIsTold(self) -> None:
+        """
+        When messages do not come to their end it says so, shows the log of the
+        connection server, and fails: here there is no time to log in.
+        """
+        status, output, errors = self.run_("--devices=1", "--deadline=0")
+        self.assertEqual((1, ""), (status, output))
+        self.assertIn("not done in time: the app server logs in", errors)
+        self.assertIn("connect to port", errors)
