@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -163,10 +163,8 @@ def _postTo(connection: Connection, request: _Request, number: int, registration
     if message.time_to_live == 0:
         if message.dry_run or not isConnected:
             return Posted()
-        mail = _mail(request, 0, registration)
-        # Two apps of one device may be in one group, or subscribed to one topic.
-        name = f"{mail.persistent_id}{number:08x}"
-        return Posted(mails=[structs.replace(mail, persistent_id=name)])
+        name = _name(request.now, request.nonce, number)
+        return Posted(mails=[_mail(request, 0, name, registration)])
     (count,) = connection.execute(
         "SELECT count(*) FROM mail WHERE android_id = ? AND category = ? AND kind = 0", app
     ).fetchone()
@@ -268,17 +266,22 @@ def _dropped(number: int, body: bytes) -> int:
 def _name(now: float, nonce: str, number: int) -> str:
     """
     What a device knows a mail by, in the shape of Google's.
+
+    @param number: of the registration, because two apps of one device may be in one
+        group, or subscribed to one topic.
     """
     return f"0:{int(now * 1_000_000)}%{nonce}{number:08x}"
 
 
-def _mail(request: _Request, number: int, registration: Registration) -> Mail:
+def _mail(request: _Request, number: int, name: str, registration: Registration) -> Mail:
     """
     A message on its way.
+
+    @param number: of the mail; 0 for what is in no mailbox.
     """
     return Mail(
         number=number,
-        persistent_id=_name(request.now, request.nonce, number),
+        persistent_id=name,
         registration=registration,
         senderID=request.senderID,
         topic=request.topic,
@@ -292,8 +295,9 @@ def _insert(connection: Connection, request: _Request, number: int, registration
     """
     Put a message into a mailbox.
     """
+    name = _name(request.now, request.nonce, number)
     cursor = connection.execute(
-        f"INSERT INTO {_INTO} VALUES (?, ?, ?, 0, ?, ?, ?, ?, '', ?, ?, ?)",
+        f"INSERT INTO {_INTO} VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             registration.android_id,
             number,
@@ -302,17 +306,14 @@ def _insert(connection: Connection, request: _Request, number: int, registration
             request.topic,
             request.message.message_id,
             request.message.collapse_key,
+            name,
             request.now,
             request.expires,
             request.body,
         ),
     )
     assert cursor.lastrowid is not None
-    mail = _mail(request, cursor.lastrowid, registration)
-    connection.execute(
-        "UPDATE mail SET persistent_id = ? WHERE number = ?", (mail.persistent_id, mail.number)
-    )
-    return mail
+    return _mail(request, cursor.lastrowid, name, registration)
 
 
 def _news(
