@@ -37,7 +37,7 @@ from fcmxmpp.registrations import (
 from fcmxmpp.store import groups
 from fcmxmpp.store.bodies import encodeBody, readDownstream
 from fcmxmpp.store.database import Connection, delete, inChunks, marks
-from fcmxmpp.store.registrations import Commits, findRegistration, registrationOf
+from fcmxmpp.store.registrations import Commits, findRegistration, findRegistrations, registrationOf
 
 
 __all__ = ["SQLMailboxes", "forgetExpired"]
@@ -94,12 +94,15 @@ def post(connection: Connection, requests: Sequence[_Request]) -> list[Posted]:
     """
     See L{IMailboxes.post}.
     """
-    return [_post(connection, request) for request in requests]
+    found = findRegistrations(connection, [request.message.to for request in requests if request.message.to])
+    return [_post(connection, request, found.get(request.message.to or "")) for request in requests]
 
 
-def _post(connection: Connection, request: _Request) -> Posted:
+def _post(connection: Connection, request: _Request, found: tuple[int, Registration] | None) -> Posted:
     """
     Take one message over.
+
+    @param found: the registration that it is for, if it is for one, and its number.
     """
     message = request.message
     to = message.to or ""
@@ -121,7 +124,6 @@ def _post(connection: Connection, request: _Request) -> Posted:
                 ),
             )
         return Posted()
-    found = findRegistration(connection, to)
     if found is not None:
         return _postTo(connection, request, *found)
     group = groups.membersOf(connection, to)

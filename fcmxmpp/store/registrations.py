@@ -30,10 +30,10 @@ from fcmxmpp.registrations import (
     looksLikeToken,
 )
 from fcmxmpp.store import groups
-from fcmxmpp.store.database import Connection
+from fcmxmpp.store.database import Connection, inChunks, marks
 
 
-__all__ = ["Commits", "SQLRegistrations", "findRegistration", "forgetDevices"]
+__all__ = ["Commits", "SQLRegistrations", "findRegistration", "findRegistrations", "forgetDevices"]
 
 #: Seconds between two notes of when a device was seen last: a login is not to cost a
 #: page of the database.
@@ -73,10 +73,20 @@ def findRegistration(connection: Connection, token: str) -> tuple[int, Registrat
     """
     A registration and its number: one look into an index, one into the table.
     """
-    row = connection.execute(
-        f"SELECT number, {_COLUMNS} FROM registrations WHERE token = ?", (token,)
-    ).fetchone()
-    return None if row is None else (row[0], registrationOf(row[1:]))
+    return findRegistrations(connection, [token]).get(token)
+
+
+def findRegistrations(connection: Connection, tokens: Sequence[str]) -> dict[str, tuple[int, Registration]]:
+    """
+    Registrations and their numbers, by their tokens; those that there are.
+    """
+    found = {}
+    for chunk in inChunks(tokens):
+        for number, *row in connection.execute(
+            f"SELECT number, {_COLUMNS} FROM registrations WHERE token IN ({marks(chunk)})", chunk
+        ):
+            found[row[0]] = number, registrationOf(row)
+    return found
 
 
 def _isKnown(connection: Connection, identity: Identity, now: float) -> bool:
