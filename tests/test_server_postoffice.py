@@ -335,6 +335,33 @@ class OrderTests(OfficeCase):
         client.upload("u-2")
         self.assertEqual([self.token, token], [message["from"] for message in app.delivered()])
 
+    def test_lookedUpOnce(self) -> None:
+        """
+        Whom messages of an app are from is looked up for the first on each
+        connection, and again when an app somewhere was registered or unregistered;
+        what was being looked up just then is not remembered.
+        """
+        self.world.appServer()
+        held = self.holds("registrations", "tokenOf")
+
+        def lookups(client: DeviceClient, *messages: str) -> int:
+            for message in messages:
+                client.upload(message)
+            count = 0
+            while held:
+                held.pop(0)()
+                count += 1
+            return count
+
+        client = self.device()
+        self.assertEqual([1, 0], [lookups(client, "u-1", "u-2"), lookups(client, "u-3")])
+        self.world.office.changed()
+        client.upload("u-4")
+        self.world.office.changed()
+        self.assertEqual([1, 1, 0], [lookups(client, *messages) for messages in ((), ("u-5",), ("u-6",))])
+        client.lose()
+        self.assertEqual(1, lookups(self.device(), "u-7"))
+
     def test_unregisteredMeanwhile(self) -> None:
         """
         What an earlier process took over from an app that is gone expires, and

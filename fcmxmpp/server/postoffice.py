@@ -9,7 +9,6 @@ it is from, and goes to L{ConnectionServer<fcmxmpp.server.service.ConnectionServ
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,8 +36,6 @@ _log = Logger()
 #: How many mails are loaded at once for a device, and made at once of a message to
 #: a topic.
 PAGE, SPREAD = 50, 500
-#: Tokens that are remembered for uploads.
-TOKENS = 10_000
 #: Seconds that a device has to fetch the news of a failed message.
 NEWS_TTL = 86_400
 #: What Google's client libraries call what L{IDeviceCallbacks.messageFailed} says.
@@ -112,7 +109,7 @@ class _Box:
     @ivar isLoading: whether that is being looked up.
     """
 
-    __slots__ = ("connection", "isLoading", "isMore", "last", "uploads")
+    __slots__ = ("asOf", "connection", "isLoading", "isMore", "last", "tokens", "uploads")
 
     def __init__(self, connection: IDeviceConnection) -> None:
         self.connection = connection
@@ -121,6 +118,9 @@ class _Box:
         self.isLoading = False
         #: What has come and waits until it is known whom it is from, in order.
         self.uploads: list[tuple[int, Upload]] | None = None
+        #: Whom the messages of an app to a sender are from, and as of which change.
+        self.tokens: dict[tuple[str, str], str] = {}
+        self.asOf = 0
 
 
 @implementer(IDeviceCallbacks)
@@ -223,9 +223,7 @@ class PostOffice:
         self.counts = DeviceCounts()
         self._clock = clock
         self._boxes: dict[int, _Box] = {}
-        # Whom the messages of an app to a sender are from.
-        self._tokens: OrderedDict[tuple[int, str, str], str] = OrderedDict()
-        # Counts what may have changed that, so that nothing old is remembered.
+        # Counts what may have changed whom messages are from.
         self._changes = 0
         self._server: ConnectionServer | None = None
         self._isSpreading = False
@@ -480,7 +478,6 @@ class PostOffice:
         looked up anew.
         """
         self._changes += 1
-        self._tokens.clear()
 
     def upload(self, connection: IDeviceConnection, streamID: int, upload: Upload) -> None:
         """
@@ -510,19 +507,20 @@ class PostOffice:
             self.tellFailure(box, upload, error or "INVALID_PARAMETERS")
             box.connection.stored(streamID)
             return
-        key = (box.connection.android_id, upload.category, upload.to_sender)
-        token = self._tokens.get(key)
+        changes = self._changes
+        if box.asOf != changes:
+            box.tokens.clear()
+            box.asOf = changes
+        key = (upload.category, upload.to_sender)
+        token = box.tokens.get(key)
         if token is not None:
             self._pass(box, streamID, upload, token)
             return
         box.uploads = []
-        changes = self._changes
 
         def found(token: str | None) -> None:
             if token is not None and changes == self._changes:
-                self._tokens[key] = token
-                if len(self._tokens) > TOKENS:
-                    self._tokens.popitem(last=False)
+                box.tokens[key] = token
             waiting, box.uploads = box.uploads or [], None
             if token is None:
                 self.tellFailure(box, upload, "INVALID_PARAMETERS")
@@ -541,7 +539,9 @@ class PostOffice:
             # The device has it still, and will send it again.
             box.connection.end("its messages cannot be stored")
 
-        self.registrations.tokenOf(*key).addCallbacks(found, failed).addErrback(_bug)
+        self.registrations.tokenOf(box.connection.android_id, *key).addCallbacks(found, failed).addErrback(
+            _bug
+        )
 
     def _pass(self, box: _Box, streamID: int, upload: Upload, token: str) -> None:
         """
