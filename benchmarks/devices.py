@@ -312,7 +312,8 @@ def _withServer(
     messages = frames(options.messages + warm)
     text = b"x" * (SIZE - len(stanza(SHORT.encode(), 0, b"")))
     tokens = [token.encode() for _, token in known]
-    traffic = partial(Traffic, len(messages), warm, count, each=options.each, window=options.window)
+    talking = min(count, options.talking or count)
+    traffic = partial(Traffic, len(messages), warm, talking, each=options.each, window=options.window)
     up = traffic(send=lambda device, each: devices[device].upload(each, messages[each]))
     down = traffic(send=lambda device, each: app.write(stanza(tokens[device], each, text)))
     devices: list[Device] = []
@@ -438,6 +439,9 @@ def parseOptions(arguments: Sequence[str]) -> argparse.Namespace:
         "--only", choices=DIRECTIONS, action="append", help="messages in this direction; may be given again"
     )
     parser.add_argument(
+        "--talking", type=int, metavar="N", help="how many devices have messages; the others are idle [all]"
+    )
+    parser.add_argument(
         "--each", type=int, default=10, metavar="N", help="messages of one device under way [%(default)s]"
     )
     parser.add_argument(
@@ -459,7 +463,7 @@ def parseOptions(arguments: Sequence[str]) -> argparse.Namespace:
         options.connections, options.rounds, options.json = [options.devices], 1, True
     options.connections = sorted(set(options.connections or CONNECTIONS))
     options.only = [name for name in DIRECTIONS if name in (options.only or DIRECTIONS)]
-    if min(options.connections) < 1 or options.messages < 100 or options.rounds < 1:
+    if min(*options.connections, options.talking or 1) < 1 or options.messages < 100 or options.rounds < 1:
         parser.error("1 connection or more, 100 messages or more, in one round or more")
     if not (0 < options.each <= 100 and 0 < options.window <= 100):
         # Beyond that a connection server waits, and an app server is a bad one.
