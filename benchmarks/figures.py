@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from math import ceil, log10
 from statistics import median
 
@@ -194,7 +195,10 @@ def linePlots(
         name: [value if isinstance(value, Spread) else Spread(value, value, value) for _, value in points]
         for name, points in plots.items()
     }
-    ticks = _ticks(max(value.most for values in spreads.values() for value in values))
+    everything = list(chain.from_iterable(spreads.values()))
+    # The number above a line that goes to the top would stand in the name of its plot.
+    room = 1.15 if any(each.most > each.middle for each in everything) else 1.0
+    ticks = _ticks(room * max(each.most for each in everything))
     body = [f'<text class="title" x="16" y="26">{escape(title)}</text>']
     body.append(f'<text class="faint" x="16" y="45">{escape(note)}</text>')
     for index, (name, points) in enumerate(plots.items()):
@@ -216,7 +220,7 @@ def linePlots(
             + " ".join(f"{x},{y}" for x, y in zip(xs, middle, strict=True))
             + '"/>'
         )
-        values = [number(value.middle) for value in spreads[name]]
+        values = [number(each.middle) for each in spreads[name]]
         for x, low, y, high, label, value in zip(xs, least, middle, most, labels, values, strict=True):
             if low != high:
                 body.append(f'<path class="line" d="M{x} {low}V{high}"/>')
