@@ -74,6 +74,7 @@ class Direction:
 
     @ivar cpu: of the server for one message, in microseconds.
     @ivar store: of these, what the store's thread took.
+    @ivar atOnce: how many messages a device sent, or acknowledged, in one write.
     @ivar rate: messages a second.
     @ivar loadBusy: the share of the time in which the load worked.
     @ivar waits: seconds from sending to the end, in ascending order.
@@ -81,6 +82,7 @@ class Direction:
 
     cpu: float
     store: float
+    atOnce: float
     rate: float
     loadBusy: float
     waits: list[float]
@@ -269,13 +271,14 @@ def direction(pid: int, loop: Loop, traffic: Traffic) -> Direction:
     """
     traffic.begin()
     loop.run(lambda: traffic.isWarm, traffic)
-    before, done = Meters.read(pid), traffic.done
+    before, done, writes = Meters.read(pid), traffic.done, loop.fromDevices
     loop.run(lambda: traffic.isOver, traffic)
-    after, done = Meters.read(pid), traffic.done - done
+    after, done, writes = Meters.read(pid), traffic.done - done, loop.fromDevices - writes
     server, seconds = after.server - before.server, after.now - before.now
     return Direction(
         cpu=server / done * 1e6,
         store=(server - (after.main - before.main)) / done * 1e6,
+        atOnce=done / writes,
         rate=done / seconds,
         loadBusy=(after.load - before.load) / seconds,
         waits=sorted(traffic.waits),
@@ -374,6 +377,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         found[name] = {
             "cpu_us": Spread.of([one.cpu for one in each]).__dict__,
             "store_us": Spread.of([one.store for one in each]).__dict__,
+            "at_once": Spread.of([one.atOnce for one in each]).__dict__,
             "rate": Spread.of([one.rate for one in each]).__dict__,
             "p50_ms": percentile(waits, 0.5) * 1e3,
             "p99_ms": percentile(waits, 0.99) * 1e3,
@@ -392,17 +396,18 @@ def report(found: Mapping[int, dict[str, Any]], names: Sequence[str], facts: Seq
             [
                 f"{count:,}",
                 spread(Spread(**each[name]["cpu_us"])),
-                number(each[name]["store_us"]["middle"]),
-                number(each[name]["rate"]["middle"]),
+                *(number(each[name][key]["middle"]) for key in ("store_us", "at_once", "rate")),
                 number(each[name]["p50_ms"]),
                 number(each[name]["p99_ms"]),
                 f"{each[name]['load_busy']:.0%}",
             ]
             for count, each in found.items()
         ]
-        headings = ["connections", "CPU, µs per message", "of it the store's thread", "messages/s"]
-        text += f"\n## {name.capitalize()}\n\n"
-        text += table([*headings, "p50, ms", "p99", "load busy"], rows)
+        headings = [
+            *("connections", "CPU, µs per message", "of it the store's thread", "messages at once"),
+            *("messages/s", "p50, ms", "p99", "load busy"),
+        ]
+        text += f"\n## {name.capitalize()}\n\n{table(headings, rows)}"
     rows = [
         [f"{count:,}", *(spread(Spread(**each[key])) for key in _OF_CONNECTIONS)]
         for count, each in found.items()

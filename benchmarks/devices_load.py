@@ -49,6 +49,9 @@ class Loop:
     """
     Waits for what comes on any connection, and writes what there is to write on each
     in one piece.
+
+    @ivar writing: those that have something to write.
+    @ivar fromDevices: how many pieces devices have written.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -58,8 +61,8 @@ class Loop:
         self._deadline = deadline
         self._epoll = select.epoll()
         self._peers: dict[int, Peer] = {}
-        #: Those that have something to write.
         self.writing: list[Peer] = []
+        self.fromDevices = 0
 
     def add(self, peer: Peer, descriptor: int) -> None:
         """
@@ -219,6 +222,13 @@ class Device(Peer):
         """
         self._sent += 1
         self.write(self._login)
+
+    def flush(self) -> None:
+        """
+        Write it now, and count that.
+        """
+        self._loop.fromDevices += 1
+        super().flush()
 
     def upload(self, number: int, frame: bytes) -> None:
         """

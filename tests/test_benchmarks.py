@@ -295,7 +295,7 @@ class DevicesTests(ProgramTests):
             "kib_per_idle_device",
             "kib_per_device_at_the_end",
         }
-        messages = {"cpu_us", "store_us", "rate", "p50_ms", "p99_ms", "load_busy"}
+        messages = {"cpu_us", "store_us", "at_once", "rate", "p50_ms", "p99_ms", "load_busy"}
         for found in figures["connections"].values():
             self.assertEqual({*connections, "upstream", "downstream"}, set(found))
             for name in ("upstream", "downstream"):
