@@ -174,6 +174,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         self._stream = stream
         self.session = Session(Role.APP_SERVER, self._clock.seconds())
         stream.onGCM = self._stanzaReceived
+        stream.onBytes = self._bytesReceived
         stream.onRead = self._read
         stream.onRoom = lambda: self._settles.linkHasRoom(self)
         stream.addObserver("/message", self._otherMessageReceived)
@@ -196,12 +197,19 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
 
     # What comes in.
 
-    def _read(self) -> None:
+    def _bytesReceived(self) -> None:
         """
-        All that came has been read; any byte is a sign of life.
+        Any byte is a sign of life.
         """
         assert self.session is not None
-        if self.session.heard(self._clock.seconds()) or self._wasAcked:
+        if self.session.heard(self._clock.seconds()):
+            self._settles.linkHasRoom(self)
+
+    def _read(self) -> None:
+        """
+        All that came has been read.
+        """
+        if self._wasAcked:
             self._wasAcked = False
             self._settles.linkHasRoom(self)
 

@@ -40,8 +40,9 @@ class GCMStream(xmlstream.XmlStream):
     """
     One XMPP stream, at either end.
 
-    @ivar onRead: is called when any bytes came, and have been read; what it
-        writes goes out with the answers to them.
+    @ivar onBytes: is called when any bytes came.
+    @ivar onRead: is called when they have been read; what it writes goes out
+        with the answers to them.
     @ivar onRoom: is called when L{full} ends.
     @ivar closing: whether this end of the stream has been ended.
     @ivar full: whether the peer reads so slowly that nothing more should be
@@ -61,6 +62,7 @@ class GCMStream(xmlstream.XmlStream):
         super().__init__(authenticator)
         self.clock = clock
         self._onGCM: Callable[[GCMStanza], None] = self._unauthorized
+        self.onBytes: Callable[[], None] = lambda: None
         self.onRead: Callable[[], None] = lambda: None
         self.onRoom: Callable[[], None] = lambda: None
         self.full = False
@@ -124,6 +126,7 @@ class GCMStream(xmlstream.XmlStream):
         """
         Take bytes from the peer, and send the answers to them in one write.
         """
+        self.onBytes()
         self._gathered = []
         try:
             try:

@@ -644,6 +644,22 @@ class DownstreamTests(ClientCase):
         self.assertNotIn("secret", str(error))
         self.assertEqual(WINDOW - 1, connection.protocol.room)
 
+    def test_room(self) -> None:
+        """
+        That there is room is told once for all ACKs that came together, and
+        also if what came with them was refused: others may have room as well.
+        """
+        connection = self.connection()
+        for number in range(5):
+            connection.protocol.sendDownstream(downstream(f"d-{number}"))
+        acks = [Ack(from_="tok-A", message_id=f"d-{number}") for number in range(5)]
+        connection.receive(*acks[:3])
+        connection.receive(b" ")
+        self.assertEqual(["accepted"] * 3 + ["room"], [each[0] for each in self.settler.told])
+        connection.receive(*acks[3:], b"<!-- -->")
+        self.assertEqual(["accepted"] * 2 + ["room"], [each[0] for each in self.settler.told[4:]])
+        self.assertEqual(0, connection.protocol.room)
+
     def test_foreignAnswers(self) -> None:
         """
         Answers to what is not waiting here are ignored, be it unanswered on

@@ -1077,18 +1077,19 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(["1", "2"], [each["id"] for each in seen])
         self.assertEqual(["a"], self.got)
 
-    def test_onRead(self) -> None:
+    def test_onBytes(self) -> None:
         """
-        C{onRead} is called for whatever comes, be it a space, after it has been
-        looked at.
+        C{onBytes} is called for whatever comes, be it a space, before it is
+        looked at, and C{onRead} after that.
         """
         said: list[str] = []
-        self.stream.onRead = lambda: said.append("bytes")
+        self.stream.onBytes = lambda: said.append("bytes")
+        self.stream.onRead = lambda: said.append("read")
         self.stream.onGCM = lambda stanza: said.append(stanza.text)
         self.stream.dataReceived(self.gcm("a", "b"))
         self.stream.dataReceived(b" ")
         self.stream.dataReceived(b"<mess")
-        self.assertEqual(["a", "b", "bytes", "bytes", "bytes"], said)
+        self.assertEqual(["bytes", "a", "b", "read", "bytes", "read", "bytes", "read"], said)
 
     def test_replacedWhileReading(self) -> None:
         """
@@ -1276,7 +1277,7 @@ class StreamTests(SynchronousTestCase):
         """
         An abort drops the connection at once and reads no more.
         """
-        self.stream.onRead = lambda: None
+        self.stream.onBytes = lambda: None
         self.stream.abort()
         self.assertTrue(self.transport.disconnected)
         self.stream.dataReceived(self.gcm("a"))
