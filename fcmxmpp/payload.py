@@ -152,7 +152,7 @@ def decodeFromAppServer(text: str) -> FromAppServer:
         raise _malformed(text, error, "to", MalformedAck if isAck else MalformedPayload) from None
     message = decodeDownstream(text)
     if message.message_id is None:
-        raise MalformedPayload("Missing Required Field: message_id", None, message.to)
+        raise MalformedPayload("Missing Required Field: message_id", None, message.to or None)
     return message
 
 

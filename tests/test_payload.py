@@ -1167,6 +1167,7 @@ class TotalityTests(Decoding):
         """
         self.assertTotal(json.dumps(value))
 
+    @example('{"to":""}')
     @given(nearMessages)
     def test_nearMessages(self, text: str) -> None:
         """
