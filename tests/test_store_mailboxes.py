@@ -9,12 +9,15 @@ import os
 import sqlite3
 import tempfile
 from contextlib import closing
+from hashlib import shake_128
+from itertools import count
 from shutil import rmtree
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from msgspec import structs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -353,6 +356,151 @@ class CostTests(KeptCase):
             for *_, step in plan:
                 self.assertNotRegex(step, "SCAN (mail|subscriptions|registrations|devices|members)\\b", each)
                 self.assertNotIn("FOR DISTINCT", step, each)
+
+
+class Commits:
+    """
+    Does so many things in one transaction, with a database in memory.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        database.makeTables(self.connection)
+        self.most = most
+        self._jobs: list[tuple[Any, Any, Deferred[Any]]] = []
+
+    def do(self, work: Any, argument: Any, urgent: bool = True) -> Deferred[Any]:
+        """
+        Do something, together with what else there is.
+        """
+        result: Deferred[Any] = Deferred()
+        self._jobs.append((work, argument, result))
+        if len(self._jobs) >= self.most:
+            self.flush()
+        return result
+
+    def flush(self) -> None:
+        """
+        Do what is left; it is of one sort.
+        """
+        jobs, self._jobs = self._jobs, []
+        with database.transaction(self.connection):
+            results = jobs[0][0](self.connection, [argument for _, argument, _ in jobs]) if jobs else []
+        for (_, _, deferred), result in zip(jobs, results, strict=True):
+            deferred.callback(result)
+
+
+def posted(
+    most: int, messages: list[DownstreamMessage], before: int
+) -> tuple[list[Any], list[Any], list[str]]:
+    """
+    Post messages, so many in one transaction.
+
+    @param messages: to C{"0"} to C{"4"}, which are apps on two devices and a group,
+        or to anything else.
+    @param before: how many wait for C{"2"}, whose device is not connected; half of them
+        have expired.
+    @return: the results, what is in the store then, and the statements.
+    """
+    clock, commits, places = Clock(), Commits(1), count()
+    clock.advance(1_000_000)
+
+    def randomBytes(size: int) -> bytes:
+        return shake_128(str(next(places)).encode()).digest(size)
+
+    registrations = SQLRegistrations(commits, clock.seconds, randomBytes)
+    mailboxes = SQLMailboxes(commits, clock.seconds, randomBytes)
+    devices = [fired(registrations.checkIn(None)) for _ in range(2)]
+    apps = [(0, "a", "1"), (0, "b", "1"), (1, "a", "1"), (1, "a", "2")]
+    tokens = [
+        fired(registrations.register(devices[device], Application(category=category, senderID=senderID)))
+        for device, category, senderID in apps
+    ]
+    tokens.append(fired(registrations.createGroup("1", "group", tokens[:3])).notification_key)
+    mailboxes.connected.add(devices[0].android_id)
+    for number in range(before):
+        message = DownstreamMessage(to=tokens[2], message_id=f"b-{number}", time_to_live=50 + number % 2)
+        fired(mailboxes.post("1", message))
+    clock.advance(50)
+    statements: list[str] = []
+    commits.connection.set_trace_callback(statements.append)
+    commits.most = most
+    results: list[Any] = []
+    for message in messages:
+        to = tokens[int(message.to)] if (message.to or "").isdigit() else message.to
+        mailboxes.post("1", structs.replace(message, to=to)).addCallback(results.append)
+    commits.flush()
+    commits.connection.set_trace_callback(None)
+    rows = [
+        commits.connection.execute(f"SELECT * FROM {table} ORDER BY number").fetchall()
+        for table in ("mail", "broadcasts")
+    ]
+    commits.connection.close()
+    return results, rows, statements
+
+
+class TogetherTests(SynchronousTestCase):
+    """
+    Messages that are posted in one transaction.
+    """
+
+    @settings(deadline=None, max_examples=300)
+    @given(
+        st.lists(
+            st.one_of(
+                # Most are as most are in life.
+                *[
+                    st.builds(
+                        DownstreamMessage,
+                        to=st.sampled_from(["0", "1", "2"]),
+                        message_id=st.integers(0, 60).map("m-{}".format),
+                    )
+                ]
+                * 4,
+                st.builds(
+                    DownstreamMessage,
+                    to=st.sampled_from(["0", "1", "2", "2", "2", "3", "4", "/topics/x", "nobody"]),
+                    message_id=st.sampled_from(["m-1", "m-2", "b-0", "b-1"]),
+                    time_to_live=st.sampled_from([None, None, 0, 10]),
+                    collapse_key=st.sampled_from([None, None, "x"]),
+                    dry_run=st.sampled_from([None, None, True]),
+                ),
+            ),
+            max_size=20,
+        ),
+        st.sampled_from([0, 2, APP_LIMIT - 3, APP_LIMIT]),
+    )
+    @example(
+        [
+            DownstreamMessage(to="1", message_id=f"m-{number}", collapse_key="x" if number % 2 else None)
+            for number in range(6)
+        ],
+        0,
+    )
+    def test_sameAsAlone(self, messages: list[DownstreamMessage], before: int) -> None:
+        """
+        Whatever they are, it comes to the same as if each had one of its own.
+        """
+        self.assertEqual(posted(1, messages, before)[:2], posted(len(messages) + 1, messages, before)[:2])
+
+    def test_fewStatements(self) -> None:
+        """
+        If they are for several apps and there is room, they are as many statements
+        for 64 as for 16.
+        """
+        counts = []
+        for many in (16, 64):
+            messages = [
+                DownstreamMessage(to=str(number % 3), message_id=f"m-{number}", data={})
+                for number in range(many)
+            ]
+            results, _, statements = posted(many, messages, 0)
+            self.assertEqual(
+                list(range(1, many + 1)), [mail.number for each in results for mail in each.mails]
+            )
+            counts.append(len(statements))
+        self.assertEqual(counts[0], counts[1])
+        self.assertLess(counts[0], 9)
 
 
 class VersionTests(SynchronousTestCase):

@@ -10,7 +10,8 @@ five trees; to forget it the same again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import Any
 
@@ -36,7 +37,7 @@ from fcmxmpp.registrations import (
 )
 from fcmxmpp.store import groups
 from fcmxmpp.store.bodies import encodeBody, readDownstream
-from fcmxmpp.store.database import Connection, delete, inChunks, marks
+from fcmxmpp.store.database import Connection, delete, inChunks, insert, lastNumber, marks
 from fcmxmpp.store.registrations import Commits, findRegistration, findRegistrations, registrationOf
 
 
@@ -51,15 +52,17 @@ _MESSAGE, _DELETED, _NEWS = 0, 1, 2
 _NEWS_TTL = MAX_DOWNSTREAM_TTL
 #: Seconds in which a message to a topic that is for now or never is made mails of.
 _NOW = 60.0
+#: From how many messages on statements for all of them are fewer.
+FEW = 3
 _MAILS = (
     "SELECT mail.number, persistent_id, mail.sender_id, topic, posted, expires, CAST(body AS BLOB), "
     "token, registrations.android_id, registrations.category, registrations.sender_id, subtype, "
     "p256dh, auth "
     "FROM mail JOIN registrations ON registrations.number = mail.registration"
 )
-_INTO = (
-    "mail (android_id, registration, category, kind, sender_id, topic, message_id, collapse_key, "
-    "persistent_id, posted, expires, body)"
+_COLUMNS = (
+    "android_id, registration, category, kind, sender_id, topic, message_id, collapse_key, persistent_id, "
+    "posted, expires, body"
 )
 
 
@@ -95,7 +98,71 @@ def post(connection: Connection, requests: Sequence[_Request]) -> list[Posted]:
     See L{IMailboxes.post}.
     """
     found = findRegistrations(connection, [request.message.to for request in requests if request.message.to])
-    return [_post(connection, request, found.get(request.message.to or "")) for request in requests]
+    results: list[Posted] = []
+    plain: list[tuple[_Request, int, Registration]] = []
+    for request in requests:
+        registered = found.get(request.message.to or "")
+        if registered is not None and _isPlain(request, registered[1]):
+            plain.append((request, *registered))
+            continue
+        # In the order they came: a device that gets a later one gets no earlier one.
+        results += _postPlain(connection, plain)
+        plain = []
+        results.append(_post(connection, request, registered))
+    return results + _postPlain(connection, plain)
+
+
+def _isPlain(request: _Request, registration: Registration) -> bool:
+    """
+    Whether a message is for a mailbox, and takes nobody's place.
+    """
+    message = request.message
+    return (
+        message.time_to_live != 0
+        and not message.dry_run
+        and message.collapse_key is None
+        and registration.application.senderID == request.senderID
+    )
+
+
+def _postPlain(connection: Connection, plain: Sequence[tuple[_Request, int, Registration]]) -> list[Posted]:
+    """
+    Take over messages that are L{_isPlain}: in few statements, if there is room for
+    all of them and none is there already.
+    """
+    apps = Counter((each.android_id, each.application.category) for _, _, each in plain)
+    names = {
+        (each.android_id, each.application.category, request.message.message_id) for request, _, each in plain
+    }
+    if len(plain) < FEW or len(names) < len(plain) or not _isRoom(connection, names, max(apps.values())):
+        return [_postTo(connection, *each) for each in plain]
+    last = lastNumber(connection, "mail")
+    rows, results = [], []
+    for number, (request, registrationNumber, registration) in enumerate(plain, last + 1):
+        name = _name(request.now, request.nonce, registrationNumber)
+        rows.append((number, *_row(request, registrationNumber, name, registration)))
+        results.append(Posted(mails=[_mail(request, number, name, registration)]))
+    insert(connection, f"mail (number, {_COLUMNS})", rows)
+    return results
+
+
+def _isRoom(connection: Connection, names: Collection[tuple[int, str, str | None]], more: int) -> bool:
+    """
+    Whether each app has room for so many more messages, and has none of these.
+
+    @param names: devices, apps on them, and message_ids.
+    """
+    for chunk in inChunks(list(names)):
+        most, isThere = connection.execute(
+            f"WITH wanted (device, app, name) AS (VALUES {','.join(['(?, ?, ?)'] * len(chunk))}) SELECT "
+            "max((SELECT count(*) FROM mail WHERE android_id = device AND category = app AND kind = 0)), "
+            "max(EXISTS (SELECT 1 FROM mail WHERE android_id = device AND category = app AND kind = 0 "
+            "AND message_id = name)) FROM wanted",
+            list(chain.from_iterable(chunk)),
+        ).fetchone()
+        if isThere or most + more > min(APP_LIMIT, CONNECTED_LIMIT):
+            return False
+    return True
 
 
 def _post(connection: Connection, request: _Request, found: tuple[int, Registration] | None) -> Posted:
@@ -298,24 +365,30 @@ def _insert(connection: Connection, request: _Request, number: int, registration
     Put a message into a mailbox.
     """
     name = _name(request.now, request.nonce, number)
-    cursor = connection.execute(
-        f"INSERT INTO {_INTO} VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            registration.android_id,
-            number,
-            registration.application.category,
-            request.senderID,
-            request.topic,
-            request.message.message_id,
-            request.message.collapse_key,
-            name,
-            request.now,
-            request.expires,
-            request.body,
-        ),
-    )
+    row = _row(request, number, name, registration)
+    cursor = connection.execute(f"INSERT INTO mail ({_COLUMNS}) VALUES ({marks(row)})", row)
     assert cursor.lastrowid is not None
     return _mail(request, cursor.lastrowid, name, registration)
+
+
+def _row(request: _Request, number: int, name: str, registration: Registration) -> tuple[object, ...]:
+    """
+    A message as it stands in a mailbox.
+    """
+    return (
+        registration.android_id,
+        number,
+        registration.application.category,
+        _MESSAGE,
+        request.senderID,
+        request.topic,
+        request.message.message_id,
+        request.message.collapse_key,
+        name,
+        request.now,
+        request.expires,
+        request.body,
+    )
 
 
 def _news(
@@ -336,7 +409,7 @@ def _news(
     if persistent_id is None:
         persistent_id = _name(now, data["message_type"][:1], number)
     cursor = connection.execute(
-        f"INSERT INTO {_INTO} VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, ?, ?, ?)",
+        f"INSERT INTO mail ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL, ?, ?, ?, ?)",
         (
             registration.android_id,
             number,
