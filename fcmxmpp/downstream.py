@@ -79,19 +79,19 @@ class _Outgoing:
     Nearly all are accepted at once, so what they begin with stands in the class.
     """
 
-    #: How often it has been written to a stream, and NACKed for a reason
-    #: that passes; and the last such reason.
+    #: How often it has been written to a stream.
     tries = 0
+    inFlight = False
+    #: Whether it has been refused, held back, or lost with its stream; if not,
+    #: nothing that follows here is of any interest.
+    isTroubled = False
+    #: How often it was NACKed for a reason that passes; and the last such reason.
     refusals = 0
     lastError = ""
     #: How many streams broke when it was the first without an answer.
     losses = 0
     #: A newer registration token that came with a NACK.
     newToken: str | None = None
-    inFlight = False
-    #: Whether it has been refused, held back, or lost with its stream; if not,
-    #: nothing that follows here is of any interest.
-    isTroubled = False
     #: The call that will have it sent again.
     delayed: IDelayedCall | None = None
     #: The lane that it waits in, or whose turn it has.

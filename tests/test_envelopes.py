@@ -164,7 +164,7 @@ class Watched(StanzaElementStream):
     An element stream that notes its events, and what its parser gets.
     """
 
-    def __init__(self, lessons: int = LESSONS) -> None:
+    def __init__(self, lessons: int = LESSONS, header: bytes = HEADER) -> None:
         super().__init__()
         self._lessons = lessons
         self.got: list[Any] = []
@@ -173,7 +173,7 @@ class Watched(StanzaElementStream):
         self.DocumentEndEvent = lambda: self.got.append("end")
         self.ElementEvent = lambda element: self.got.append(element.toXml())
         self.GCMEvent = self.got.append
-        self.parse(HEADER)
+        self.parse(header)
 
     def _parse(self, buffer: bytes) -> None:
         """
@@ -279,6 +279,15 @@ class StreamTests(SynchronousTestCase):
         stream = taught()
         self.assertEqual(expected, stream.feed(data, range(len(data))))
         self.assertEqual([], stream.parsed)
+
+    def test_encoding(self) -> None:
+        """
+        It is UTF-8, with the parser and without, whatever the stream declares.
+        """
+        for lessons in (0, LESSONS):
+            stream = Watched(lessons, b'<?xml version="1.0" encoding="ISO-8859-1"?>' + HEADER)
+            texts = [got.text for got in stream.feed(up("\u00e4".encode()) * 5)]
+            self.assertEqual(["\u00e4"] * 5, texts)
 
     def test_backAgain(self) -> None:
         """
