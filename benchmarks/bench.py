@@ -130,7 +130,7 @@ def cases(messages: int, minutes: float) -> list[Case]:
         ("--connections 4", "4-links", (NOTHING,), replace(up, links=4), True),
         ("--connections 4 --store", "4-links-store", (NOTHING, STORE), replace(up, links=4), True),
         ("downstream, --connections 4", "down-4-links", (SENDING,), replace(down, links=4), False),
-        ("downstream, --store", "down-store", (SENDING, STORE), down, False),
+        ("downstream, --store", "down-store", (f"{SENDING}Stored", STORE), down, False),
     ):
         found.append(Case("settings", Subject(title, name, twistd(*options)), load, short))
     found += [Case("records", s, replace(up, apart=True), s is OURS) for s in (FLOOR, OURS, *PEERS)]

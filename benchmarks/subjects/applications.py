@@ -4,11 +4,14 @@ Applications for our app server, for its option C{--handler}.
 
 from __future__ import annotations
 
+from typing import cast
+
 from common import Tally, orders
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler
+from fcmxmpp.interfaces import IDownstreamSender, IUpstreamHandler, Stored, settled
 from fcmxmpp.messages import Ack, DownstreamMessage, UpstreamMessage
 
 
@@ -86,8 +89,22 @@ class Sending(Nothing):
         wanted = orders()
         self._tally = Tally(wanted)
         self._data = {"text": wanted["text"]}
-        for _ in range(min(self._tally.left, wanted["links"] * 100 + QUEUED)):
+        self._count = min(self._tally.left, wanted["links"] * 100 + QUEUED)
+        self._begin()
+
+    def _begin(self) -> None:
+        """
+        Send the first.
+        """
+        for _ in range(self._count):
             self._send()
+
+    def _outcome(self, sent: Deferred[Ack | Stored]) -> Deferred[Ack]:
+        """
+        What tells what became of a message: without a store that is what was
+        returned.
+        """
+        return cast("Deferred[Ack]", sent)
 
     def _send(self) -> None:
         """
@@ -97,7 +114,7 @@ class Sending(Nothing):
         message = DownstreamMessage(
             to=f"device-{number % 100:02d}", message_id=f"{number:08d}", data=self._data
         )
-        self._sender.send(message).addCallbacks(
+        self._outcome(self._sender.send(message)).addCallbacks(
             self._accepted, self._failed, callbackArgs=(number,), errbackArgs=(number,)
         )
 
@@ -116,3 +133,21 @@ class Sending(Nothing):
         self._tally.answered(number, failed=True)
         if self._tally.left:
             self._send()
+
+
+class SendingStored(Sending):
+    """
+    The same where there is a store, which takes nothing before it is started.
+    """
+
+    def _begin(self) -> None:
+        """
+        Send the first, once everything is started.
+        """
+        reactor.callWhenRunning(super()._begin)  # type: ignore[attr-defined]
+
+    def _outcome(self, sent: Deferred[Ack | Stored]) -> Deferred[Ack]:
+        """
+        What tells what became of a message that has been stored.
+        """
+        return settled(sent)
