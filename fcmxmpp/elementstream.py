@@ -135,7 +135,8 @@ class StanzaElementStream(domish.ExpatElementStream):
         self._gcmText: str | None = None
         self._gcmDeclares: tuple[str | None, str] | None = None
         # Whether the parser is between two stanzas, and has read all that it
-        # was given; where a C{<message>} ended last, and what it had.
+        # was given; where the end tag of the last GCM stanza begins, and what its
+        # C{<message>} had.
         self._isBetween = False
         self._messageEnd = -len(STANZA_END)
         self._messageAttributes: dict[str, str] | None = None
@@ -219,13 +220,13 @@ class StanzaElementStream(domish.ExpatElementStream):
         """
         wasBetween, self._messageAttributes = self._isBetween, None
         self._parse(data)
-        # It may hold the beginning of something back.  Only if an end tag of just
-        # this length is the last that it has seen there is nothing.
+        # It may hold the beginning of something back.  There is nothing only if it
+        # has seen the end tag of a GCM stanza last, and that is as long as all are.
         self._isBetween = self._depth == 1 and self._messageEnd + len(STANZA_END) == self._bytes
         if wasBetween and self._isBetween and self._lessons and self._messageAttributes is not None:
             self._lessons -= 1
             envelope = envelopeOf(data, self._messageAttributes)
-            if envelope is not None:
+            if envelope is not None and envelope not in self._envelopes:
                 self._envelopes.append(envelope)
                 if len(self._envelopes) == MAX_ENVELOPES:
                     self._lessons = 0
@@ -325,11 +326,12 @@ class StanzaElementStream(domish.ExpatElementStream):
                 self._limit(self.parser.CurrentByteIndex)
             attributes, text = self._attributes, self._gcmText
             self._stanzaFrom = self._bytes
-            if name == _MESSAGE:
-                self._messageEnd = self.parser.CurrentByteIndex
             if attributes is not None:
                 self._attributes = None
                 if text is not None:
+                    # Not that of a <message/>, which is just as long, and for which
+                    # the parser says where it ends.
+                    self._messageEnd = self.parser.CurrentByteIndex
                     self._messageAttributes = attributes
                     self.GCMEvent(GCMStanza(text, attributes))
                     return

@@ -231,6 +231,9 @@ _STANZAS = st.one_of(
         [
             b"<message/>",
             b"<message></message>",
+            b"<message/><![CDATA[x",
+            b"<message/><abcdefghi",
+            b"]]>",
             b"<iq/>",
             b"<iq></iq>",
             b"</message>",
@@ -278,6 +281,29 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual([], stream.parsed, cut)
         stream = taught()
         self.assertEqual(expected, stream.feed(data, range(len(data))))
+        self.assertEqual([], stream.parsed)
+
+    def test_emptyMessage(self) -> None:
+        """
+        Of an empty C{<message/>} the parser does not say where it begins: what
+        follows it in the same read is for the parser, too.
+        """
+        stream = taught()
+        self.assertEqual(1, len(stream.feed(b"<message/><![CDATA[x")))
+        self.assertEqual([], stream.feed(up(b"{}")))
+        self.assertEqual([], stream.feed(b"]]>"))
+        stream = taught()
+        stream.feed(b"<message/><abcdefghi")
+        self.assertRaises(domish.ParserError, stream.feed, up(b"{}"))
+
+    def test_learnedOnce(self) -> None:
+        """
+        A known envelope is not learned again with a text that takes the parser.
+        """
+        stream = Watched()
+        stream.feed(up(b"&amp;") * 10 + ack(b"{}"))
+        del stream.parsed[:]
+        self.assertEqual(2, len(stream.feed(up(b"{}") + ack(b"{}"))))
         self.assertEqual([], stream.parsed)
 
     def test_encoding(self) -> None:
