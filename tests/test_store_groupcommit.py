@@ -318,6 +318,8 @@ class GroupCommitTests(SynchronousTestCase):
         def odd(connection: sqlite3.Connection, values: Sequence[Any]) -> list[Any]:
             if 3 in values:
                 raise OverflowError("secret")
+            if 8 in values:
+                raise sqlite3.IntegrityError("UNIQUE constraint failed")
             return self.insert(connection, values)
 
         self.start()
@@ -328,12 +330,20 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual(1, len(self.flushLoggedErrors(OverflowError)))
         self.assertEqual([2, 4, 8, 10], [self.successResultOf(each) for each in results])
         self.assertEqual([1, 2, 4, 5], self.rows())
-        self.assertEqual([[1], [2], [4], [5]], self.calls)
+        # It is looked for by halves, because each transaction takes its time.
+        self.assertEqual([[1, 2], [4, 5]], self.calls)
         # And then many go together again.
         del self.calls[:]
         more = [self.commits.do(odd, value) for value in (6, 7)]
         self.reactor.turnUntil(more[-1])
         self.assertEqual([[6, 7]], self.calls)
+        results = [self.commits.do(odd, value) for value in (8, *range(10, 1000))]
+        self.reactor.turnUntil(results[-1])
+        failure = self.failureResultOf(results[0], StoreUnavailable)
+        self.assertEqual("a bug: IntegrityError", str(failure.value))
+        self.assertEqual(1, len(self.flushLoggedErrors(sqlite3.IntegrityError)))
+        self.assertEqual(list(range(10, 1000)), self.rows()[6:])
+        self.assertLess(len(self.calls), 15)
 
     def test_brokenConnection(self) -> None:
         """

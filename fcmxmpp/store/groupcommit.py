@@ -166,16 +166,15 @@ class GroupCommit:
         """
         connection: sqlite3.Connection | None = None
         jobs: list[_Job] = []
-        # How many of them are done one by one.
-        alone = 0
+        # How many of them go into the next transactions.
+        parts: list[int] = []
         ended = False
         while not ended or jobs:
             ended = self._collect(jobs, ended)
-            count = 1 if alone else self._most
+            count = parts.pop(0) if parts else self._most
             batch, jobs = jobs[:count], jobs[count:]
             if not batch:
                 continue
-            alone = max(0, alone - 1)
             try:
                 if connection is None:
                     connection = self._connect()
@@ -191,8 +190,9 @@ class GroupCommit:
                     connection = None
                 if len(batch) > 1 and not _isTheStores(failure):
                     # One of them cannot be done at all, which is no reason not
-                    # to do the others.
-                    jobs, alone = batch + jobs, len(batch)
+                    # to do the others: it is looked for by halves.
+                    half = len(batch) // 2
+                    jobs, parts = batch + jobs, [half, len(batch) - half, *parts]
                 else:
                     self._reactor.callFromThread(self._failed, batch, failure)
             else:
@@ -273,6 +273,8 @@ def _isTheStores(failure: Failure) -> bool:
     """
     Whether the store failed, and not what it was asked for.
     """
+    if failure.check(sqlite3.IntegrityError, sqlite3.DataError) is not None:
+        return False
     return failure.check(sqlite3.Error, OSError, StoreUnavailable) is not None
 
 
