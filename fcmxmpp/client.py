@@ -218,6 +218,9 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         A C{<message>} with a payload came.
         """
         assert self.session is not None
+        if self._stream is None:
+            # It was lost over a stanza that came with this one.
+            return
         if stanza.attributes.get("type") == "error":
             # Without its <error> it says neither what nor why.
             self._tellOddity("ignored a stanza error without a condition")
@@ -236,7 +239,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
             if sent is None:
                 self._carryOut([Foreign(message)])
             else:
-                assert type(sent) is DownstreamMessage
+                assert isinstance(sent, DownstreamMessage)
                 # Of a hundred ACKs that come at once, the last is soon enough.
                 self._wasAcked = True
                 self._settles.accepted(self, sent, message)

@@ -256,9 +256,15 @@ class DownstreamSender:
         assert target is not None
         if len(target) > _SHORT_TARGET:
             _checkSize(message)
-        # What waits for slow targets takes no place from the others.
-        if len(self._unsettled) - self._inFlight - self._slowed >= self._limit:
-            raise QueueFull(f"{self._limit} messages wait already")
+        if self._isFull:
+            if not self._isHeld:
+                raise QueueFull(f"{self._limit} messages wait already")
+            # What has been accepted, and not all read yet, may have made room; and
+            # whoever is told of something when that is used may change all.
+            self._linkTold()
+            if self._isFull:
+                raise QueueFull(f"{self._limit} messages wait already")
+            return self.prepare(message)
         if self._lanes:
             self._checkLane(target)
         return message
@@ -303,6 +309,14 @@ class DownstreamSender:
         How many messages wait because their device or topic got too much.
         """
         return self._slowed
+
+    @property
+    def _isFull(self) -> bool:
+        """
+        Whether no more may wait.  What waits for slow targets takes no place
+        from the others.
+        """
+        return len(self._unsettled) - self._inFlight - self._slowed >= self._limit
 
     def _checkLane(self, target: str) -> None:
         """

@@ -221,6 +221,14 @@ class Harness:
             (stream or carrier).transport.write(serverStanza(answer))
         self.network.pump()
 
+    def ackTogether(self, *ids: str) -> None:
+        """
+        Have the connection server accept messages in one write.
+        """
+        acks = [Ack(from_="tok-A", message_id=message_id) for message_id in ids]
+        self.script.stream.transport.write(b"".join(map(serverStanza, acks)))
+        self.network.pump()
+
     def ack(self, *ids: str, stream: ServerStream | None = None) -> None:
         """
         Have the connection server accept messages.

@@ -785,6 +785,25 @@ class DownstreamTests(ClientCase):
         self.assertEqual([("lost", connection.protocol, ["d-0", "d-1", "d-3", "d-4"])], self.settler.told)
         self.assertEqual(0, connection.protocol.room)
 
+    def test_lostWhileReading(self) -> None:
+        """
+        What came with the stanza over which the stream is lost is not taken,
+        and no oddity.
+        """
+        connection = self.connection()
+        connection.protocol.sendDownstream(downstream("d-1"))
+        take = self.taker.take
+
+        def loseIt(message: UpstreamMessage | Receipt) -> Deferred[None]:
+            connection.lose()
+            return take(message)
+
+        self.taker.take = loseIt  # type: ignore[method-assign]
+        connection.receive(upstream("u-1"), upstream("u-2"), Ack(from_="tok-A", message_id="d-1"))
+        self.assertEqual(["u-1"], [message.message_id for message in self.taker.taken])
+        self.assertEqual([("lost", connection.protocol, ["d-1"])], self.settler.told)
+        self.assertEqual([], self.logged(LogLevel.warn))
+
     def test_lostBeforeTheLogin(self) -> None:
         """
         Of a stream that has never been logged in nothing is told.

@@ -5,6 +5,7 @@ Tests for L{fcmxmpp.downstream}: one try of each message.
 from __future__ import annotations
 
 import gc
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -264,6 +265,39 @@ class WindowTests(DownstreamCase):
         self.assertEqual([f"m-{n}" for n in range(101)], harness.sent())
         self.assertNotIn("m-102", harness.outcomes)
         self.failureOf(harness.sender.send(to("m-103")), QueueFull)
+
+    def test_queueFullOfAcks(self) -> None:
+        """
+        An application that keeps the queue full, and sends the next message
+        whenever one is accepted, may do so for each of those that are accepted
+        together.
+        """
+        harness = self.makeSender(limit=10)
+        ids = [f"m-{n}" for n in range(210)]
+        harness.send(*ids[:109])
+        for number in range(100):
+            harness.reactions[ids[number]] = partial(harness.send, ids[109 + number])
+        self.assertEqual(ids[:100], harness.sent())
+        harness.ackTogether(*ids[:100])
+        self.assertEqual({Ack}, {harness.outcome(each) for each in harness.outcomes})
+        self.assertEqual(ids[100:200], harness.sent())
+        harness.send(ids[209])
+        self.failureOf(harness.sender.send(to("one-more")), QueueFull)
+
+    def test_kindOfItsOwn(self) -> None:
+        """
+        An application may have a kind of message of its own.
+        """
+
+        class Reminder(DownstreamMessage, frozen=True, kw_only=True):
+            """
+            Such a kind.
+            """
+
+        harness = self.makeSender()
+        harness.send(Reminder(to="tok-A", message_id="m-1"))
+        harness.ack("m-1")
+        self.assertEqual(Ack, harness.outcome("m-1"))
 
     def test_queueFullCountsAll(self) -> None:
         """
