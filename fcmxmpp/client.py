@@ -237,7 +237,7 @@ class FCMClientProtocol(XMPPHandler):  # type: ignore[misc]
         elif type(message) is Ack:
             sent = self.session.take(message.message_id)
             if sent is None:
-                self._carryOut([Foreign(message)])
+                self._foreign(Foreign(message))
             else:
                 assert isinstance(sent, DownstreamMessage)
                 # Of a hundred ACKs that come at once, the last is soon enough.

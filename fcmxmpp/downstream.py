@@ -257,14 +257,13 @@ class DownstreamSender:
         if len(target) > _SHORT_TARGET:
             _checkSize(message)
         if self._isFull:
-            if not self._isHeld:
-                raise QueueFull(f"{self._limit} messages wait already")
-            # What has been accepted, and not all read yet, may have made room; and
-            # whoever is told of something when that is used may change all.
-            self._linkTold()
-            if self._isFull:
-                raise QueueFull(f"{self._limit} messages wait already")
-            return self.prepare(message)
+            if self._isHeld:
+                # What has been accepted, and not all read yet, may have made room;
+                # and whoever is told of something when that is used may change all.
+                self._linkTold()
+                if not self._isFull:
+                    return self.prepare(message)
+            raise QueueFull(f"{self._limit} messages wait already")
         if self._lanes:
             self._checkLane(target)
         return message

@@ -41,7 +41,7 @@ _FLAGS = (
 )
 #: How no key of data may begin.
 _PREFIXES = ("google", "gcm")
-#: How those begin that must not be; nothing does, too.
+#: The first character of such a key, so that others need no closer look.
 _FIRSTS = "fg"
 #: The keys of a notification, and what errors call them.
 _PARTS = tuple((name, f"notification.{name}") for name in Notification.__struct_fields__)

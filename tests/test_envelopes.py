@@ -5,7 +5,6 @@ Tests of L{fcmxmpp.envelopes}, and of what the element stream makes of them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape
@@ -25,6 +24,7 @@ from fcmxmpp.elementstream import (
     StreamRefused,
 )
 from fcmxmpp.envelopes import STANZA_END, Envelope, envelopeOf, textOf
+from tests.cutting import pieces
 
 
 HEADER = b'<stream:stream xmlns="jabber:client" xmlns:stream="http://etherx.jabber.org/streams">'
@@ -189,9 +189,8 @@ class Watched(StanzaElementStream):
         @return: what came of them.
         """
         before = len(self.got)
-        edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-        for begin, end in pairwise(edges):
-            self.parse(data[begin:end])
+        for piece in pieces(data, cuts):
+            self.parse(piece)
         return self.got[before:]
 
 

@@ -5,7 +5,6 @@ Tests of L{fcmxmpp.stanza}.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -53,6 +52,7 @@ from fcmxmpp.stanza import (
     stanzaError,
 )
 from fcmxmpp.xmppstream import GCMStream
+from tests.cutting import pieces
 
 
 HEADER = (
@@ -100,10 +100,8 @@ class Reader:
         @return: what came of them.
         """
         before = len(self.got)
-        edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-        for begin, end in pairwise(edges):
-            if begin != end:
-                self.stream.parse(data[begin:end])
+        for piece in pieces(data, cuts):
+            self.stream.parse(piece)
         return self.got[before:]
 
 
