@@ -404,6 +404,46 @@ class WindowTests(DownstreamCase):
         harness.send(*[f"n-{n}" for n in range(6)])
         self.assertEqual([0, 2, 4, 0], [len(harness.sent(stream)) for stream in streams])
 
+    def test_leastBusyInOneGo(self) -> None:
+        """
+        So are those that an application sends for ACKs that came together.
+        """
+        harness = self.makeSender(links=2)
+        streams = list(harness.script.streams)
+        harness.send("x", "y", "z")
+        harness.reactions["x"] = partial(harness.send, *[f"m-{n}" for n in range(9)])
+        carried = [harness.sent(stream) for stream in streams]
+        self.assertEqual([2, 1], [len(ids) for ids in carried])
+        harness.ack("x")
+        self.assertEqual([5, 4], sorted((len(harness.sent(each)) for each in streams), reverse=True))
+
+    def test_closedInOneGo(self) -> None:
+        """
+        A link that is closed by who is told of a message that was sent on it
+        gets no more, though there is room; the next one does.
+        """
+        harness = self.makeSender()
+        harness.send("x")
+        tries: list[tuple[str | None, int]] = []
+
+        def close(event: object) -> None:
+            if isinstance(event, Sent):
+                tries.append((event.message.message_id, event.tries))
+                protocol = harness.protocols[0]()
+                if protocol is not None and tries == [("m-0", 1)]:
+                    protocol.close()
+
+        harness.sender._observe = close
+        harness.reactions["x"] = partial(harness.send, "m-0", "m-1", "m-2")
+        self.assertEqual(["x"], harness.sent())
+        one = harness.script.stream
+        harness.ack("x")
+        self.assertEqual(["m-0"], harness.sent(one))
+        harness.advance(60)
+        self.assertEqual([("m-0", 1), ("m-0", 2), ("m-1", 1), ("m-2", 1)], tries)
+        harness.ack("m-0", "m-1", "m-2")
+        self.assertEqual({Ack}, {harness.outcome(each) for each in ("m-0", "m-1", "m-2")})
+
     def test_expiredTakesNoRoom(self) -> None:
         """
         With one link and a full window an answer makes room for one message:
